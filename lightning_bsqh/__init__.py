@@ -1,0 +1,23 @@
+"""Trains sparse networks from scratch by the batch sequential quadratic Hamiltonian method."""
+
+from lightning_bsqh.augmentation import Augmentation, Backtracking, Curvature
+from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
+from lightning_bsqh.regularizers import L0, L1, L2, Cardinality, Regularizer
+from lightning_bsqh.strategy import BSQHStrategy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "Augmentation",
+    "BSQHOptimizer",
+    "BSQHStrategy",
+    "Backtracking",
+    "Cardinality",
+    "Curvature",
+    "Regularizer",
+    "StepReport",
+    "__version__",
+]

@@ -1,0 +1,43 @@
+"""Checks of options: one sentence that names the argument, the value and the permitted range."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def number(name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False) -> float:
+    """Returns ``value`` as a float if it is a finite number in the range, else raises.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the user passed.
+        low: Lower end of the range.
+        high: Upper end of the range, included unless infinite.
+        open_low: Whether ``low`` itself is excluded.
+
+    Raises:
+        TypeError: If ``value`` is no number.
+        ValueError: If it is not finite or lies outside the range.
+    """
+    span = f"{'(' if open_low else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number in {span}, got {value!r}.")
+    above = value > low if open_low else value >= low
+    if not (math.isfinite(value) and above and value <= high):
+        raise ValueError(f"{name} must lie in {span}, got {value!r}.")
+    return float(value)
+
+
+def integer(name: str, value: Any, *, low: int) -> int:
+    """Returns ``value`` if it is an integer of at least ``low``, else raises.
+
+    Raises:
+        TypeError: If ``value`` is no integer.
+        ValueError: If it is below ``low``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}.")
+    return value

@@ -1,0 +1,208 @@
+"""Rules for the augmentation parameter ε (design §4)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a rule learns from one trial sweep.
+
+    Attributes:
+        epsilon: The ε with which û was made, schedule included.
+        loss_change: L_B(û) − L_B(w), possibly not finite.
+        slope: ⟨G, û − w⟩, the decrease that the linear model promises.
+        tau: ‖û − w‖²_D.
+        accepted: Whether û became the iterate.
+        tightened: Whether w violated a constraint that has just been tightened: then û − w is mostly
+            thresholding, and its curvature says little about the smooth part.
+        resolution: The rounding error of the loss; what lies below it is noise.
+    """
+
+    epsilon: float
+    loss_change: float
+    slope: float
+    tau: float
+    accepted: bool
+    tightened: bool
+    resolution: float
+
+    @property
+    def curvature(self) -> float | None:
+        """Λ̂ = 2(L_B(û) − L_B(w) + ⟨G, û−w⟩)/‖û−w‖²_D, None where it cannot be told (design §4)."""
+        second_order = self.loss_change + self.slope
+        if not math.isfinite(second_order) or self.tau <= 0.0 or abs(second_order) <= self.resolution:
+            return None
+        return 2.0 * second_order / self.tau
+
+
+class CosineRaise:
+    """Multiplies ε by 2/(1 + cos πt) at share t of the training, against mini-batch noise (design §4).
+
+    Args:
+        limit: The largest factor, at least 1.
+    """
+
+    def __init__(self, limit: float = 1000.0) -> None:
+        self.limit = number("limit", limit, low=1.0)
+
+    def __call__(self, progress: float) -> float:
+        """The factor at ``progress`` in [0, 1]."""
+        share = 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return min(1.0 / share, self.limit) if share > 0.0 else self.limit
+
+
+class Augmentation(ABC):
+    """Chooses ε from what the trials show.
+
+    A rule of one's own implements :meth:`observe`; it reads and sets :attr:`epsilon`, which stays
+    within the bounds. Numbers that a rule remembers belong into :meth:`state_dict`.
+
+    Args:
+        epsilon: Start ε⁰ > 0. None leaves it to the metric.
+        epsilon_min: Lower bound, > 0.
+        epsilon_max: Upper bound.
+        schedule: Whether ε is raised towards the end of a training of known length by
+            :class:`CosineRaise`.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        epsilon_min: float = 1e-8,
+        epsilon_max: float = 1e12,
+        schedule: bool = True,
+    ) -> None:
+        self.epsilon_min = number("epsilon_min", epsilon_min, low=0.0, open_low=True)
+        self.epsilon_max = number("epsilon_max", epsilon_max, low=self.epsilon_min)
+        self.schedule = CosineRaise() if schedule else None
+        self._epsilon: float | None = None
+        if epsilon is not None:
+            self.start(epsilon)
+
+    def start(self, epsilon: float) -> None:
+        """Sets the start ε⁰."""
+        number("epsilon", epsilon, low=self.epsilon_min, high=self.epsilon_max)
+        self._epsilon = float(epsilon)
+
+    @property
+    def started(self) -> bool:
+        """Whether ε⁰ has been given."""
+        return self._epsilon is not None
+
+    @property
+    def epsilon(self) -> float:
+        """The rule's ε, before the schedule."""
+        if self._epsilon is None:
+            raise RuntimeError("epsilon has not been set: call start(epsilon) first.")
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        self._epsilon = min(max(value, self.epsilon_min), self.epsilon_max)
+
+    def epsilon_at(self, progress: float | None) -> float:
+        """ε for the next trial, at share ``progress`` of the training (None: length unknown)."""
+        if self.schedule is None or progress is None:
+            return self.epsilon
+        return min(self.epsilon * self.schedule(progress), self.epsilon_max)
+
+    @abstractmethod
+    def observe(self, trial: Trial) -> None:
+        """Moves :attr:`epsilon` after a trial; after a rejected one it must rise."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on."""
+        return {"epsilon": self.epsilon}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+        self.epsilon = float(state["epsilon"])
+
+
+class Backtracking(Augmentation):
+    """The SQH rule: rejected ε ← σε, accepted ε ← ζε (Borzì 2023; design §4).
+
+    Args:
+        epsilon: Start ε⁰ > 0.
+        sigma: Factor σ > 1 after a rejection.
+        zeta: Factor ζ in (0, 1] after an acceptance.
+        epsilon_min: Lower bound, > 0.
+        epsilon_max: Upper bound.
+        schedule: Whether to raise ε towards the end of training.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = 1.0,
+        sigma: float = 1.1,
+        zeta: float = 0.9,
+        epsilon_min: float = 1e-8,
+        epsilon_max: float = 1e12,
+        schedule: bool = True,
+    ) -> None:
+        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        self.sigma = number("sigma", sigma, low=1.0, open_low=True)
+        self.zeta = number("zeta", zeta, low=0.0, high=1.0, open_low=True)
+
+    @override
+    def observe(self, trial: Trial) -> None:
+        self.epsilon = self.epsilon * (self.zeta if trial.accepted else self.sigma)
+
+
+class Curvature(Augmentation):
+    """Drives ε towards ``safety`` · Λ̂/2, Λ̂ the curvature that the trials show (design §4).
+
+    ln ε follows ln(safety·Λ̂/2) as a robust running average: each accepted trial moves it by
+    ``smoothing`` of the distance, the distance clipped to ±``reach``. So one odd batch moves it
+    little, and negative curvature counts as "far below". Trials from a point that violates a just
+    tightened constraint are left out, unless they are rejected.
+
+    Args:
+        epsilon: Start ε⁰ > 0. None takes the metric's.
+        safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
+            û − w. At s = 0.5 the model predicts no decrease any more.
+        smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
+        reach: Largest distance in ln ε that one trial can claim, > 0.
+        epsilon_min: Lower bound, > 0.
+        epsilon_max: Upper bound.
+        schedule: Whether to raise ε towards the end of training.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        safety: float = 0.6,
+        smoothing: float = 0.05,
+        reach: float = 1.5,
+        epsilon_min: float = 1e-8,
+        epsilon_max: float = 1e12,
+        schedule: bool = True,
+    ) -> None:
+        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        self.safety = number("safety", safety, low=0.5, open_low=True)
+        self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.reach = number("reach", reach, low=0.0, open_low=True)
+
+    @override
+    def observe(self, trial: Trial) -> None:
+        curvature = trial.curvature
+        if not trial.accepted:
+            self._raise(curvature)
+        elif curvature is not None and not trial.tightened:
+            target = self.safety * curvature / 2.0
+            distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
+            self.epsilon *= math.exp(self.smoothing * min(max(distance, -self.reach), self.reach))
+
+    def _raise(self, curvature: float | None) -> None:
+        # Between 10 % and a doubling; all the way to the target where the trial tells one.
+        target = self.safety * curvature / 2.0 if curvature is not None else math.inf
+        self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)

@@ -1,0 +1,157 @@
+"""The sweeps of a LightningModule's own training_step (design §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.isolation import RandomState, without_trace
+from lightning_bsqh.sweeps import Sweeps, check_loss
+
+
+class LightningSweeps(Sweeps):
+    """Runs the forward and adjoint sweep through Lightning's closure, and trials beside it, without a trace.
+
+    Args:
+        module: The module that is trained.
+        context: Gives the precision's context for a training_step.
+        reduced_precision: dtype of the forward under autocast, None if the loss's own dtype tells.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        context: Callable[[], AbstractContextManager[Any]],
+        reduced_precision: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._module = module
+        self._context = context
+        self._reduced_precision = reduced_precision
+        self._devices = sorted({p.device for p in module.parameters()}, key=str)
+        self._batch: tuple[Any, ...] = ()
+        self._start: RandomState | None = None
+        # Whether training_step writes into the batch; unknown before the first one.
+        self._batch_is_changed: bool | None = None
+
+    def begin(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Called when Lightning is about to run training_step: remembers what the trials have to repeat.
+
+        Args:
+            batch: The arguments of training_step.
+
+        Returns:
+            The arguments to run it with.
+        """
+        self._batch = _copy(batch, tensors=self._batch_is_changed is not False)
+        self._start = RandomState.capture(self._devices)
+        return _copy(batch, tensors=False) if self._batch_is_changed is not True else batch
+
+    def end(self, batch: tuple[Any, ...]) -> None:
+        """Called when training_step is through, with the arguments it was run with."""
+        if self._batch_is_changed is None:
+            self._batch_is_changed = not _equal(self._batch, batch)
+
+    @override
+    def forward_adjoint(self) -> Tensor | None:
+        assert self._closure is not None, "on_batch comes first"
+        with torch.enable_grad():
+            loss = self._closure()
+        return None if loss is None else loss.detach()
+
+    @override
+    def trial(self) -> float:
+        return self._run_trial(self._evaluate)
+
+    @override
+    def resolution(self, loss: Tensor) -> float:
+        if self._reduced_precision is not None:
+            return torch.finfo(self._reduced_precision).eps
+        return super().resolution(loss)
+
+    def release(self) -> None:
+        """Forgets the batch, so that its memory is free between steps."""
+        self._batch, self._closure = (), None
+
+    def _evaluate(self) -> float:
+        assert self._start is not None, "training_step comes first"
+        batch = _copy(self._batch, tensors=bool(self._batch_is_changed))
+        with silence(self._module), without_trace(self._module, self._start, self._devices), self._context():
+            trial_loss = getattr(self._module, "trial_loss", None)
+            if callable(trial_loss):
+                batch_idx = batch[1] if len(batch) > 1 else self._module.trainer.fit_loop.batch_idx
+                return float(check_loss(trial_loss(batch[0], batch_idx), "trial_loss", adjoint=False))
+            loss = loss_of(self._module.training_step(*batch))
+            return float("nan") if loss is None else float(check_loss(loss, "training_step", adjoint=False))
+
+
+def loss_of(output: Any) -> Any:
+    """The loss in what a training_step returned: the tensor itself, or the entry of a dict; None to skip.
+
+    Raises:
+        ValueError: If a dict has no entry ``"loss"``.
+    """
+    if isinstance(output, Mapping):
+        if output.get("loss") is None:
+            raise ValueError(
+                "training_step returned a dict without the key 'loss'; add it, or return None to skip the batch."
+                f" Keys: {sorted(map(str, output))}."
+            )
+        return output["loss"]
+    return output
+
+
+@contextmanager
+def silence(module: pl.LightningModule) -> Iterator[None]:
+    """Turns log, log_dict and print of a module and its parts, and the Trainer's loggers, into no-operations."""
+    modules = [child for child in module.modules() if isinstance(child, pl.LightningModule)]
+    names = ("log", "log_dict", "print")
+    own = [(child, name, vars(child).get(name)) for child in modules for name in names]
+    trainer = module.trainer
+    loggers = trainer.loggers
+    for child, name, _ in own:
+        setattr(child, name, _nothing)
+    if loggers:
+        trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+        for child, name, previous in own:
+            if previous is None:
+                delattr(child, name)
+            else:
+                setattr(child, name, previous)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _copy(value: Any, tensors: bool) -> Any:
+    """The same nest of containers made anew, so that a pop() in training_step is not seen by the next sweep."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if tensors and not value.requires_grad else value
+    if type(value) is dict:
+        return {key: _copy(item, tensors) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item, tensors) for item in value)
+    return value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether the tensors in two nests of the same origin hold the same values; NaN equals itself."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first is second or torch.equal(torch.nan_to_num(first), torch.nan_to_num(second))
+    if type(first) is dict and type(second) is dict:
+        return all(_equal(item, second[key]) for key, item in first.items() if key in second)
+    if type(first) in (list, tuple) and type(second) in (list, tuple):
+        return all(_equal(a, b) for a, b in zip(first, second, strict=False))
+    return True

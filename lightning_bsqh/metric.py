@@ -1,0 +1,80 @@
+"""The metric D of the augmentation term ε‖u − w‖²_D (design §4)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.regularizers.base import MetricWeight
+
+
+class Metric(ABC):
+    """Keeps per-parameter running quantities and turns them into the diagonal D."""
+
+    #: Start of ε that suits the metric, used by the default rule.
+    default_epsilon: float
+
+    @abstractmethod
+    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
+        """Takes one G (shape and dtype of the parameter) into the parameter's ``state``, in place."""
+
+    @abstractmethod
+    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
+        """D for one parameter: a new tensor of its shape, or a scalar; positive."""
+
+
+class Euclidean(Metric):
+    """D = 1, the plain method."""
+
+    default_epsilon = 5.0
+
+    @override
+    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
+        return
+
+    @override
+    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
+        return 1.0
+
+
+class RMS(Metric):
+    """D_i = √(bias-corrected running mean of G_i²) + tiny: a common length scale for all weights.
+
+    The state per parameter: ``mean_square`` (shape of the parameter) and ``updates`` (an integer).
+    """
+
+    default_epsilon = 62.5
+    decay = 0.999
+    tiny = 1e-8
+
+    @override
+    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
+        if "mean_square" not in state:
+            state["mean_square"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
+            state["updates"] = 0
+        state["mean_square"].mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
+        state["updates"] += 1
+
+    @override
+    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
+        if "mean_square" not in state:
+            # No gradient has ever reached this parameter.
+            return self.tiny
+        correction = 1.0 - self.decay ** state["updates"]
+        return (state["mean_square"] / correction).sqrt_().add_(self.tiny)
+
+
+def make_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    metrics: dict[str, type[Metric]] = {"euclidean": Euclidean, "rms": RMS}
+    if name not in metrics:
+        raise ValueError(f"metric must be one of {sorted(metrics)}, got {name!r}.")
+    return metrics[name]()

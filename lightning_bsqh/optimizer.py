@@ -1,0 +1,447 @@
+"""One iteration of the batch sequential quadratic Hamiltonian method (design §2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_bsqh._validation import integer, number
+from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
+from lightning_bsqh.hamiltonian import augmented_gain
+from lightning_bsqh.layers import find_layers
+from lightning_bsqh.metric import make_metric
+from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
+from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one iteration did. Losses and objectives are means over the batch, in the loss's units.
+
+    Attributes:
+        step: Number of the iteration, from 0.
+        loss: L_B(w) of the forward sweep.
+        objective_before: J_B at the point that the trials were compared with: w, or its projection
+            where a constraint has just been tightened and w was no better.
+        objective_after: J_B at the new iterate.
+        loss_decrease: objective_before − objective_after, formed as a difference of the parts.
+        epsilon: ε of the last trial, schedule included.
+        tau: ‖u^{k+1} − w‖²_D, 0 if nothing was accepted.
+        trials: Number of trial sweeps at candidates û.
+        accepted: Whether a candidate was accepted.
+        skipped: Whether loss or gradient were not finite, or there was no loss; nothing changed then.
+        tightened: Whether w violated a constraint that had just been tightened.
+        hamiltonian_gain: K_ε(û; w) − K_ε(w; w) of the last candidate, summed over the layers.
+    """
+
+    step: int
+    loss: float
+    objective_before: float
+    objective_after: float
+    loss_decrease: float
+    epsilon: float
+    tau: float
+    trials: int
+    accepted: bool
+    skipped: bool
+    tightened: bool
+    hamiltonian_gain: float
+
+
+@dataclass
+class _Candidate:
+    """û of one trial, as numbers; the parameters hold the point itself."""
+
+    slope: float
+    tau: float
+    penalty_change: float
+
+
+class BSQHOptimizer(torch.optim.Optimizer):
+    """Trains by the maximum principle instead of by a learning rate (design §2, §7).
+
+    Every layer gets one parameter group with its ``name`` and an ``lr`` that shows 1/(2ε), the
+    length of the step û = w + G/(2εD) before regularisation.
+
+    Args:
+        params: A module (best: its buffers and metrics are then safe from trials), or what
+            ``torch.optim`` takes: tensors, named tensors, or groups as dicts with ``params`` and ``name``.
+        regularizer: R with its factor. None takes ``Cardinality()`` if ``total_steps`` is known and
+            ``L0()`` if not.
+        augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
+        epsilon: Start of the default rule; not together with ``augmentation``.
+        metric: ``"rms"`` or ``"euclidean"`` (design §4).
+        eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
+        max_trials: Largest number of trial sweeps per iteration, at least 1.
+        regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`.
+        total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of its range, or nothing is there to train.
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        *,
+        regularizer: Regularizer | None = None,
+        augmentation: Augmentation | None = None,
+        epsilon: float | None = None,
+        metric: str = "rms",
+        eta: float = 1e-4,
+        max_trials: int = 6,
+        regularize: Sequence[str] | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        self.eta = number("eta", eta, low=0.0)
+        self.max_trials = integer("max_trials", max_trials, low=1)
+        self.total_steps = None if total_steps is None else integer("total_steps", total_steps, low=1)
+        self.metric = make_metric(metric)
+        self.augmentation = make_augmentation(augmentation, epsilon)
+        if not self.augmentation.started:
+            self.augmentation.start(self.metric.default_epsilon)
+        if regularizer is None:
+            regularizer = L0() if total_steps is None else Cardinality()
+        if not isinstance(regularizer, Regularizer):
+            raise TypeError(f"regularizer must be a Regularizer such as L0(rho=1e-5), got {regularizer!r}.")
+        self.regularizer = regularizer
+        #: Number of iterations that changed nothing because loss or gradient were not finite.
+        self.skipped = 0
+        self.last_step: StepReport | None = None
+        self._step = 0
+        self._evaluated = False
+        self._names: dict[int, str] = {}
+        self._regularized: set[int] = set()
+        groups = []
+        for layer in find_layers(params, regularize):
+            groups.append({"params": list(layer.parameters.values()), "name": layer.name})
+            for name, parameter in layer.parameters.items():
+                self._names[id(parameter)] = name
+                if name in layer.regularized:
+                    self._regularized.add(id(parameter))
+        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon})
+        self._closure_sweeps = ClosureSweeps(self._parameters(), params if isinstance(params, nn.Module) else None)
+
+    # ------------------------------------------------------------------ what others may ask
+
+    @property
+    def iterations(self) -> int:
+        """Number of iterations done, skipped ones included."""
+        return self._step
+
+    def parameter_name(self, parameter: Tensor) -> str:
+        """The full name of a parameter, such as ``"conv1.weight"``."""
+        return self._names[id(parameter)]
+
+    def regularized_weights(self) -> dict[str, list[Tensor]]:
+        """The tensors that R acts on, by layer; layers without any are left out."""
+        layers: dict[str, list[Tensor]] = {}
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if id(p) in self._regularized]
+            if weights:
+                layers.setdefault(group["name"], []).extend(weights)
+        return layers
+
+    def sparsity(self) -> float:
+        """Share of exact zeros among the regularised weights; 0 if there are none."""
+        weights = [w for layer in self.regularized_weights().values() for w in layer]
+        total = sum(w.numel() for w in weights)
+        return 1.0 - sum(int(torch.count_nonzero(w)) for w in weights) / total if total else 0.0
+
+    def set_total_steps(self, total_steps: int, default_regularizer: bool = False) -> None:
+        """Tells the length of the training when it becomes known only after construction.
+
+        Args:
+            total_steps: Length in iterations, at least 1.
+            default_regularizer: Whether to go over to the regulariser that is the default where the
+                length is known.
+        """
+        self.total_steps = integer("total_steps", total_steps, low=1)
+        if default_regularizer:
+            self.regularizer = Cardinality()
+
+    def check_ready(self) -> None:
+        """Raises ValueError if an iteration lacks something that no option's own check can tell."""
+        if self.regularizer.needs_total_steps and self.total_steps is None:
+            raise ValueError(
+                f"total_steps must be given: the ramp of {self.regularizer!r} is a share of the training, whose length"
+                " is not known; pass total_steps (an integer), or a ramp of (0.0, 0.0)."
+            )
+
+    # ------------------------------------------------------------------ torch.optim's interface
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        known = [group.get("name") for group in self.param_groups]
+        param_group.setdefault("name", f"layer{len(known)}")
+        super().add_param_group(param_group)
+        for index, parameter in enumerate(self.param_groups[-1]["params"]):
+            if id(parameter) not in self._names:
+                # Added later, for instance by a callback that unfreezes layers: the default rule of design §1.
+                self._names[id(parameter)] = f"{param_group['name']}.{index}"
+                if parameter.dim() >= 2:
+                    self._regularized.add(id(parameter))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["bsqh"] = {
+            "step": self._step,
+            "skipped": self.skipped,
+            "augmentation": self.augmentation.state_dict(),
+        }
+        return state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "bsqh" not in state_dict:
+            raise ValueError(
+                "state_dict is not that of a BSQHOptimizer (it has no entry 'bsqh'): load the model's weights only and"
+                " start the optimizer anew."
+            )
+        own = state_dict["bsqh"]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "bsqh"})
+        self._step = int(own["step"])
+        self.skipped = int(own["skipped"])
+        self.augmentation.load_state_dict(own["augmentation"])
+        self._evaluated = self._step > 0
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, sweeps: Sweeps | None = None
+    ) -> Tensor | None:
+        """One iteration on one batch.
+
+        Args:
+            closure: Computes and returns the loss L_B; it does not call backward. It is called again for
+                every trial.
+            sweeps: How the sweeps are done; None calls ``closure`` for each of them.
+
+        Returns:
+            The loss L_B(w) before the step, detached; None if the sweeps found nothing to do.
+
+        Raises:
+            ValueError: If there is no closure, total_steps is missing for a ramp, or the first loss is not finite.
+        """
+        if closure is None:
+            raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
+        self.check_ready()
+        sweeps = sweeps or self._closure_sweeps
+        sweeps.on_batch(closure)
+        loss = sweeps.forward_adjoint()
+        value = math.nan if loss is None else float(loss)
+        if loss is not None and not math.isfinite(value) and not self._evaluated:
+            raise ValueError(
+                f"The loss is {value} at the first batch, before any update: check the data and the initial weights."
+            )
+        self._evaluated = self._evaluated or loss is not None
+        if loss is None or not math.isfinite(value) or not self._gradients_are_finite():
+            self._skip(value, counted=loss is not None)
+        else:
+            self._iterate(value, abs(value) * sweeps.resolution(loss), sweeps)
+        self._step += 1
+        return loss
+
+    # ------------------------------------------------------------------ the iteration
+
+    def _iterate(self, loss: float, resolution: float, sweeps: Sweeps) -> None:
+        parameters = self._parameters()
+        gradients = [self._gradient(p) for p in parameters]
+        metric = self._update_metric(parameters, gradients)
+        regularized = [i for i, p in enumerate(parameters) if id(p) in self._regularized]
+        regularizer = self.regularizer.at(self._step, self.total_steps)
+        weights = [parameters[i] for i in regularized]
+        weight_metric = [metric[i] for i in regularized]
+
+        tightened = not regularizer.admits(weights)
+        penalty = regularizer.penalty(weights)
+        base = [p.detach().clone() for p in parameters]
+        base_loss = loss
+        projected = False
+        accepted = False
+        trials = 0
+        while not accepted and trials < self.max_trials:
+            trials += 1
+            epsilon = self._epsilon()
+            candidate = self._maximise_(base, gradients, metric, regularizer, regularized, epsilon, penalty)
+            trial_loss = sweeps.trial()
+            change = trial_loss - base_loss
+            accepted = self._accepts(change, candidate, resolution)
+            if not accepted and tightened and not projected:
+                # No admissible point need be as good as the inadmissible w: its projection is the measure.
+                projected = True
+                proposal = [p.detach().clone() for p in parameters]
+                self._restore(parameters, base)
+                regularizer.project_(weights, weight_metric)
+                base = [p.detach().clone() for p in parameters]
+                base_loss, penalty = sweeps.trial(), regularizer.penalty(weights)
+                self._restore(parameters, proposal)
+                candidate = self._measure(base, gradients, metric, regularizer.penalty(weights) - penalty)
+                change = trial_loss - base_loss
+                accepted = self._accepts(change, candidate, resolution)
+            self.augmentation.observe(
+                Trial(epsilon, change, candidate.slope, candidate.tau, accepted, tightened, resolution)
+            )
+        if not accepted:
+            self._restore(parameters, base)
+        self._report(loss, base_loss, penalty, change, candidate, epsilon, trials, accepted, tightened)
+
+    def _maximise_(
+        self,
+        base: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        metric: Sequence[MetricWeight],
+        regularizer: Regularizer,
+        regularized: Sequence[int],
+        epsilon: float,
+        penalty: float,
+    ) -> _Candidate:
+        """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
+        parameters = self._parameters()
+        for p, w, gradient, d in zip(parameters, base, gradients, metric, strict=True):
+            p.copy_(w)
+            if gradient is None:
+                continue
+            # z = w + G/(2εD) with G = −gradient.
+            if isinstance(d, Tensor):
+                p.addcdiv_(gradient, d, value=-0.5 / epsilon)
+            else:
+                p.add_(gradient, alpha=-0.5 / (epsilon * d))
+        weights = [parameters[i] for i in regularized]
+        regularizer.prox_(weights, [metric[i] for i in regularized], epsilon)
+        return self._measure(base, gradients, metric, regularizer.penalty(weights) - penalty)
+
+    def _measure(
+        self,
+        base: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        metric: Sequence[MetricWeight],
+        penalty_change: float,
+    ) -> _Candidate:
+        """⟨G, û − w⟩ and τ = ‖û − w‖²_D for the û that the parameters hold."""
+        slopes, taus = [], []
+        for p, w, gradient, d in zip(self._parameters(), base, gradients, metric, strict=True):
+            step = p - w
+            slopes.append(_total(-gradient * step) if gradient is not None else 0.0)
+            taus.append(_total(step.square_().mul_(d)))
+        slope, tau = _sum(slopes), _sum(taus)
+        return _Candidate(slope, tau, penalty_change)
+
+    def _accepts(self, change: float, candidate: _Candidate, resolution: float) -> bool:
+        """The test J_B(û) − J_B(w) ≤ −ητ of design §2 step 4, an Armijo condition in τ instead of the slope."""
+        if not math.isfinite(change):
+            # From an inadmissible w whose projection has no finite loss anything finite is progress.
+            return change == -math.inf
+        required = self.eta * candidate.tau
+        if abs(change) <= resolution:
+            # Below the rounding error of the loss both sides count as zero.
+            change, required = 0.0, 0.0 if required <= resolution else required
+        return change + candidate.penalty_change <= -required
+
+    def _report(
+        self,
+        loss: float,
+        base_loss: float,
+        penalty: float,
+        change: float,
+        candidate: _Candidate,
+        epsilon: float,
+        trials: int,
+        accepted: bool,
+        tightened: bool,
+    ) -> None:
+        decrease = -(change + candidate.penalty_change) if accepted else 0.0
+        before = base_loss + penalty
+        after = base_loss + change + penalty + candidate.penalty_change if accepted else before
+        gain = augmented_gain(candidate.slope, candidate.penalty_change, epsilon, candidate.tau)
+        self.last_step = StepReport(
+            step=self._step,
+            loss=loss,
+            objective_before=before,
+            objective_after=after,
+            loss_decrease=decrease,
+            epsilon=epsilon,
+            tau=candidate.tau if accepted else 0.0,
+            trials=trials,
+            accepted=accepted,
+            skipped=False,
+            tightened=tightened,
+            hamiltonian_gain=gain,
+        )
+        for group in self.param_groups:
+            group["lr"] = 0.5 / epsilon
+
+    def _skip(self, loss: float, counted: bool) -> None:
+        self.skipped += int(counted)
+        epsilon = self._epsilon()
+        self.last_step = StepReport(self._step, loss, loss, loss, 0.0, epsilon, 0.0, 0, False, True, False, 0.0)
+
+    # ------------------------------------------------------------------ small helpers
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _epsilon(self) -> float:
+        progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)
+        return self.augmentation.epsilon_at(progress)
+
+    @staticmethod
+    def _restore(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        for p, value in zip(parameters, values, strict=True):
+            p.copy_(value)
+
+    @staticmethod
+    def _gradient(parameter: Tensor) -> Tensor | None:
+        gradient = parameter.grad
+        return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
+
+    def _gradients_are_finite(self) -> bool:
+        norms = [g.abs().amax() for p in self._parameters() if (g := self._gradient(p)) is not None and g.numel()]
+        return not norms or bool(torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all())
+
+    def _update_metric(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[MetricWeight]:
+        weights: list[MetricWeight] = []
+        for p, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[p]
+            if gradient is not None:
+                self.metric.update(state, gradient)
+            weights.append(self.metric.weight(state, p))
+        return weights
+
+
+def _total(values: Tensor) -> Tensor:
+    """Σ of all entries, in double precision where the device has it."""
+    return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+def _sum(values: Sequence[Tensor | float]) -> float:
+    """Σ as a Python float, with one transfer from the device."""
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return math.fsum(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist()) if tensors else 0.0
+
+
+def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) -> Augmentation:
+    """The rule for ε from the two options that can name it; a copy of the user's own.
+
+    Raises:
+        TypeError: If ``augmentation`` is no rule.
+        ValueError: If both are given, or ``epsilon`` is out of its range.
+    """
+    if augmentation is None:
+        return Curvature() if epsilon is None else Curvature(epsilon=epsilon)
+    if epsilon is not None:
+        raise ValueError(
+            f"epsilon={epsilon!r} is short for the default rule's start: give it to the rule,"
+            f" {type(augmentation).__name__}(epsilon={epsilon!r}), instead of beside augmentation."
+        )
+    if not isinstance(augmentation, Augmentation):
+        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {augmentation!r}.")
+    return copy.deepcopy(augmentation)

@@ -1,0 +1,60 @@
+"""What the optimizer asks of a regulariser R, and how to write one's own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+#: One layer tensor's metric D: a tensor of its shape, or 1.0 for the euclidean metric.
+MetricWeight = Tensor | float
+
+
+class Regularizer(ABC):
+    """A term ρR(u) of the objective, acting on all regularised weights at once.
+
+    The optimizer hands over the tensors of all regularised weights in a fixed order, so that a
+    regulariser may couple layers (as a global cardinality does). Objects hold settings only, no
+    state: what changes during training is derived from the step in :meth:`at`.
+    """
+
+    def at(self, step: int, total_steps: int | None) -> Regularizer:
+        """The regulariser that holds in iteration ``step`` (from 0) of ``total_steps``.
+
+        Args:
+            step: Number of iterations done before this one.
+            total_steps: Number of iterations planned, None if unknown.
+        """
+        return self
+
+    @property
+    def needs_total_steps(self) -> bool:
+        """Whether :meth:`at` cannot do without ``total_steps``."""
+        return False
+
+    @abstractmethod
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
+
+        Args:
+            weights: The regularised tensors, any shapes.
+        """
+
+    @abstractmethod
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        """Replaces z by argmax over u of −ρR(u) − ε‖u − z‖²_D, in place (design §3).
+
+        Args:
+            points: The points z = w + G/(2εD), one tensor per regularised weight tensor; overwritten.
+            metric: D for each of them, the same shape or a scalar.
+            epsilon: The augmentation parameter ε > 0.
+        """
+
+    def admits(self, weights: Sequence[Tensor]) -> bool:
+        """Whether ``weights`` satisfy the constraint (always true for a penalty)."""
+        return True
+
+    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
+        """Moves ``weights`` to the nearest admissible point in the metric D, in place (nothing for a penalty)."""
+        return

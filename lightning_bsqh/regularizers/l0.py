@@ -1,0 +1,36 @@
+"""R(u) = ‖u‖₀, the number of non-zero weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+
+
+class L0(Regularizer):
+    """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (design §3, row L0).
+
+    Args:
+        rho: Price ρ ≥ 0 of one non-zero weight, in units of the loss.
+    """
+
+    def __init__(self, rho: float = 1e-5) -> None:
+        self.rho = number("rho", rho, low=0.0)
+
+    def __repr__(self) -> str:
+        return f"L0(rho={self.rho:g})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return self.rho * sum(int(torch.count_nonzero(w)) for w in weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for z, d in zip(points, metric, strict=True):
+            # Keeping z costs ρ, dropping it εDz²; a tie goes to zero.
+            z.masked_fill_(epsilon * d * z.square() <= self.rho, 0.0)

@@ -1,0 +1,37 @@
+"""R(u) = ‖u‖₁."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+
+
+class L1(Regularizer):
+    """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (design §3, row L1).
+
+    Args:
+        rho: Factor ρ ≥ 0, in units of the loss per unit of weight.
+    """
+
+    def __init__(self, rho: float = 1e-5) -> None:
+        self.rho = number("rho", rho, low=0.0)
+
+    def __repr__(self) -> str:
+        return f"L1(rho={self.rho:g})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return self.rho * sum(float(w.abs().sum()) for w in weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for z, d in zip(points, metric, strict=True):
+            threshold = torch.as_tensor(self.rho / (2.0 * epsilon * d), dtype=z.dtype, device=z.device)
+            # z minus its clamp is exactly zero inside the threshold.
+            z.sub_(torch.clamp(z, min=-threshold, max=threshold))

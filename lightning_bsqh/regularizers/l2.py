@@ -1,0 +1,35 @@
+"""R(u) = ‖u‖₂², weight decay as part of the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+
+
+class L2(Regularizer):
+    """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ) (design §3, row L2).
+
+    Args:
+        rho: Factor ρ ≥ 0, in units of the loss per unit of squared weight.
+    """
+
+    def __init__(self, rho: float = 1e-5) -> None:
+        self.rho = number("rho", rho, low=0.0)
+
+    def __repr__(self) -> str:
+        return f"L2(rho={self.rho:g})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return self.rho * sum(float(w.square().sum()) for w in weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for z, d in zip(points, metric, strict=True):
+            weight = epsilon * d
+            z.mul_(weight / (weight + self.rho))

@@ -1,0 +1,337 @@
+"""BSQHStrategy: Lightning on one side, one bSQH iteration per batch on the other (design §7)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.plugins import CheckpointIO, Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
+
+from lightning_bsqh.augmentation import Augmentation
+from lightning_bsqh.isolation import RandomState
+from lightning_bsqh.layers import find_layers
+from lightning_bsqh.lightning_sweeps import LightningSweeps, loss_of
+from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.sweeps import check_loss
+
+
+class BSQHStrategy(SingleDeviceStrategy):
+    """Trains any LightningModule that returns a loss by the bSQH method instead of by its own optimizer.
+
+    ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the one device that the
+    Trainer chooses. Lightning's loop of automatic optimisation stays in charge, so that hooks, logging,
+    checkpoints and ``global_step`` are those of an ordinary training; the optimizer step is ours: one
+    forward and adjoint sweep through Lightning's closure, then trial sweeps that leave no trace.
+
+    Args:
+        regularizer: R with its factor, such as ``L0(rho=1e-5)``. None takes ``Cardinality()``.
+        augmentation: The rule for ε. None takes ``Curvature()``.
+        epsilon: Start of the default rule; not together with ``augmentation``.
+        metric: ``"rms"`` or ``"euclidean"``.
+        eta: η ≥ 0 of the acceptance test.
+        max_trials: Largest number of trial sweeps per batch.
+        regularize: Name patterns of the layers and parameters that R acts on; None takes all weights.
+        total_steps: Length of the training in batches. None asks the Trainer.
+        accelerator: As for any strategy.
+        checkpoint_io: As for any strategy.
+        precision_plugin: As for any strategy.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of its range.
+    """
+
+    strategy_name = "bsqh"
+
+    def __init__(
+        self,
+        regularizer: Regularizer | None = None,
+        augmentation: Augmentation | None = None,
+        epsilon: float | None = None,
+        metric: str = "rms",
+        eta: float = 1e-4,
+        max_trials: int = 6,
+        regularize: Sequence[str] | None = None,
+        total_steps: int | None = None,
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
+        self._options: dict[str, Any] = {
+            "regularizer": regularizer,
+            "augmentation": augmentation,
+            "epsilon": epsilon,
+            "metric": metric,
+            "eta": eta,
+            "max_trials": max_trials,
+            "total_steps": total_steps,
+        }
+        self._regularize = regularize
+        # The optimizer knows the ranges; an object that trains nothing checks them before there is a model.
+        BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **self._options)
+        self._sweeps: LightningSweeps | None = None
+        self._has_own_configure_optimizers = True
+        self._resumed_random: RandomState | None = None
+
+    # ------------------------------------------------------------------ devices
+
+    @property
+    def parallel_devices(self) -> list[torch.device]:
+        """Empty, so that every Trainer hands over its own device; Lightning sets it."""
+        return []
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: Sequence[torch.device] | None) -> None:
+        devices = list(devices or [])
+        if len(devices) > 1:
+            raise MisconfigurationException(
+                f"BSQHStrategy runs on one device in this version, the Trainer was given {len(devices)}:"
+                " pass Trainer(devices=1)."
+            )
+        if devices:
+            self._root_device = torch.device(devices[0])
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of machines, always 1 in this version."""
+        return 1
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        if num_nodes != 1:
+            raise MisconfigurationException(
+                f"BSQHStrategy runs on one machine in this version, got num_nodes={num_nodes}:"
+                " pass Trainer(num_nodes=1)."
+            )
+
+    # ------------------------------------------------------------------ before the training
+
+    @override
+    def connect(self, model: pl.LightningModule) -> None:
+        super().connect(model)
+        if model.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._refuse_what_cannot_work(model)
+        self._has_own_configure_optimizers = is_overridden("configure_optimizers", model)
+        if not self._has_own_configure_optimizers:
+            # The Trainer refuses a module without one before the strategy is set up; taken back in teardown.
+            model.configure_optimizers = _no_optimizer  # type: ignore[method-assign]
+
+    def _refuse_what_cannot_work(self, model: pl.LightningModule) -> None:
+        trainer = model.trainer
+        if not model.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(model).__name__} uses manual optimization (automatic_optimization=False), where the module"
+                " itself steps its optimizers; BSQHStrategy needs a training_step that returns the loss."
+            )
+        if trainer.gradient_clip_val:
+            raise MisconfigurationException(
+                f"gradient_clip_val={trainer.gradient_clip_val} cannot be used with BSQHStrategy: a clipped gradient is"
+                " not the adjoint state's, and ε already bounds the step. Remove it from the Trainer."
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise MisconfigurationException(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches} cannot be used with BSQHStrategy: an"
+                " iteration needs forward, adjoint and trials on the same batch. Use larger batches instead."
+            )
+        refused = {
+            StochasticWeightAveraging: "averaged weights have no exact zeros",
+            GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
+        }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for kind, reason in refused.items():
+                if isinstance(callback, kind):
+                    raise MisconfigurationException(
+                        f"The callback {kind.__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
+                    )
+        if self.precision_plugin.precision in ("16-mixed", "16-true"):
+            raise MisconfigurationException(
+                f"precision={self.precision_plugin.precision!r} cannot be used with BSQHStrategy: in half precision the"
+                " change of the loss over a step is lost. Use 'bf16-mixed', '32-true' or '64-true'."
+            )
+        if "dataloader_iter" in inspect.signature(model.training_step).parameters:
+            raise MisconfigurationException(
+                "A training_step that takes dataloader_iter cannot be used with BSQHStrategy: a trial must see the same"
+                " batch again. Take (batch, batch_idx) instead."
+            )
+
+    @override
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        module = self.lightning_module
+        assert module is not None
+        configured = module.configure_optimizers()
+        optimizers, schedulers = _members(configured)
+        if len(optimizers) > 1:
+            raise MisconfigurationException(
+                f"configure_optimizers of {type(module).__name__} returned {len(optimizers)} optimizers"
+                f" ({', '.join(type(o).__name__ for o in optimizers)}); BSQHStrategy trains all parameters with one"
+                " loss. Return one of them, or None."
+            )
+        if optimizers and isinstance(optimizers[0], BSQHOptimizer):
+            optimizer = optimizers[0]
+            if schedulers:
+                rank_zero_warn(f"{_names(schedulers)} from configure_optimizers is ignored: ε has its own schedule.")
+        else:
+            optimizer = self._make_optimizer(module, optimizers)
+            if optimizers:
+                rank_zero_warn(
+                    f"{_names([*optimizers, *schedulers])} from configure_optimizers is ignored:"
+                    " BSQHStrategy trains the same parameters by the bSQH method."
+                )
+        self.optimizers = [optimizer]
+        self.lr_scheduler_configs = []
+        reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
+        self._sweeps = LightningSweeps(module, self.precision_plugin.train_step_context, reduced)
+
+    def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
+        layers = find_layers(module, self._regularize)
+        if given:
+            # A module that hands only part of its parameters to its optimizer wants only these trained.
+            wanted = {id(p) for group in given[0].param_groups for p in group["params"]}
+            for layer in layers:
+                layer.parameters = {name: p for name, p in layer.parameters.items() if id(p) in wanted}
+                layer.regularized &= layer.parameters.keys()
+        return BSQHOptimizer(layers, **self._options)
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
+        # checkpoint's generators are restored.
+        optimizer = self._optimizer
+        if optimizer.total_steps is None:
+            assert self.lightning_module is not None
+            steps = self.lightning_module.trainer.estimated_stepping_batches
+            if 0 < steps < float("inf"):
+                optimizer.set_total_steps(int(steps), default_regularizer=self._options["regularizer"] is None)
+            elif self._options["regularizer"] is None:
+                rank_zero_warn(
+                    "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
+                    " instead of a ramp of the sparsity; give max_steps to the Trainer or total_steps to BSQHStrategy."
+                )
+        optimizer.check_ready()
+
+    # ------------------------------------------------------------------ one batch
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward sweep: the user's training_step, once, as Lightning's closure calls it."""
+        assert self._sweeps is not None
+        if self._resumed_random is not None:
+            batch_idx = self.lightning_module.trainer.fit_loop.batch_idx  # type: ignore[union-attr]
+            if batch_idx > 0:
+                # Resumed within an epoch: starting the data loader again has drawn numbers that the
+                # uninterrupted run did not draw.
+                self._resumed_random.restore()
+            self._resumed_random = None
+        batch = self._sweeps.begin((*args, *kwargs.values()))
+        output = super().training_step(*batch)
+        self._sweeps.end(batch)
+        loss = loss_of(output)
+        if loss is not None:
+            check_loss(loss, "training_step")
+        return output
+
+    @override
+    def optimizer_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Tensor | None:
+        """The iteration: Lightning's closure does the forward and adjoint sweep, once, with all hooks."""
+        assert self._sweeps is not None
+        try:
+            return super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
+        finally:
+            self._sweeps.release()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def _optimizer(self) -> BSQHOptimizer:
+        optimizer = self.optimizers[0]
+        assert isinstance(optimizer, BSQHOptimizer)
+        return optimizer
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state, and that of the generators, so that a resumed run draws the same dropout masks."""
+        state: dict[str, Any] = dict(super().optimizer_state(optimizer))
+        state["random"] = RandomState.capture([self.root_device]).state_dict()
+        return state
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = [dict(state) for state in checkpoint["optimizer_states"]]
+        random = states[0].pop("random", None) if states else None
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+        if random is not None:
+            self._resumed_random = RandomState.from_state_dict(random)
+            self._resumed_random.restore()
+
+    # ------------------------------------------------------------------ afterwards
+
+    @override
+    def teardown(self) -> None:
+        module = self.lightning_module
+        if module is not None and not self._has_own_configure_optimizers:
+            vars(module).pop("configure_optimizers", None)
+            self._has_own_configure_optimizers = True
+        self._sweeps = None
+        self._resumed_random = None
+        super().teardown()
+
+    @classmethod
+    @override
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        strategy_registry.register(cls.strategy_name, cls, description="Batch sequential quadratic Hamiltonian method")
+
+
+def _no_optimizer() -> None:
+    """Stands in for a missing configure_optimizers."""
+    return None
+
+
+def _members(configured: Any) -> tuple[list[torch.optim.Optimizer], list[Any]]:
+    """All optimizers and schedulers in what configure_optimizers returned, whatever its form."""
+    optimizers: list[torch.optim.Optimizer] = []
+    schedulers: list[Any] = []
+    if isinstance(configured, torch.optim.Optimizer):
+        optimizers.append(configured)
+    elif isinstance(configured, LRScheduler):
+        schedulers.append(configured)
+    elif isinstance(configured, (Mapping, list, tuple)):
+        for member in configured.values() if isinstance(configured, Mapping) else configured:
+            found = _members(member)
+            optimizers += found[0]
+            schedulers += found[1]
+    return optimizers, schedulers
+
+
+def _names(objects: Sequence[Any]) -> str:
+    names = []
+    for member in objects:
+        rate = f"(lr={member.defaults['lr']})" if isinstance(member, torch.optim.Optimizer) else ""
+        names.append(type(member).__name__ + (rate if rate and "lr" in member.defaults else ""))
+    return " and ".join(names)
+
+
+if BSQHStrategy.strategy_name not in StrategyRegistry.available_strategies():
+    BSQHStrategy.register_strategies(StrategyRegistry)

@@ -1,0 +1,127 @@
+"""Forward, adjoint and trial sweeps over one batch (design §2, §5, §6)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_bsqh.isolation import RandomState, without_trace
+
+
+class Sweeps(ABC):
+    """What one iteration needs from the problem: L_B and G at w once, then L_B at candidates.
+
+    The parameters hold the point at which a sweep is done; the sweeps never change them.
+    """
+
+    def __init__(self) -> None:
+        self._closure: Callable[[], Tensor | None] | None = None
+        self._trials_need_graph = False
+
+    def on_batch(self, closure: Callable[[], Tensor | None]) -> None:
+        """Takes the next batch, as the closure that computes its loss."""
+        self._closure = closure
+
+    @abstractmethod
+    def forward_adjoint(self) -> Tensor | None:
+        """One forward and adjoint sweep at w.
+
+        Returns:
+            The loss L_B(w), a scalar; −G is left in every parameter's ``grad``. None if there is
+            nothing to do on this batch.
+        """
+
+    @abstractmethod
+    def trial(self) -> float:
+        """One forward sweep at the candidate that the parameters hold; leaves no trace.
+
+        Returns:
+            The loss L_B(û), possibly not finite.
+        """
+
+    def resolution(self, loss: Tensor) -> float:
+        """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
+        return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
+
+    def _run_trial(self, evaluate: Callable[[], float]) -> float:
+        """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
+        if not self._trials_need_graph:
+            try:
+                with torch.no_grad():
+                    return evaluate()
+            except RuntimeError as error:
+                if "require grad" not in str(error) and "requires grad" not in str(error):
+                    raise
+        with torch.enable_grad():
+            loss = evaluate()
+        # Only now is it certain that the graph was what was missing.
+        self._trials_need_graph = True
+        return loss
+
+
+def check_loss(loss: object, source: str, adjoint: bool = True) -> Tensor:
+    """Returns ``loss`` if an adjoint sweep can start from it, else raises.
+
+    Args:
+        loss: What the user's function returned.
+        source: What to call that function in the message.
+        adjoint: Whether an adjoint sweep is to start from it.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is no real scalar or has no autograd graph.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{source} must return the loss as a scalar tensor, got {type(loss).__name__}.")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise ValueError(
+            f"{source} must return a real scalar loss, got shape {tuple(loss.shape)} and dtype {loss.dtype};"
+            " reduce it over the batch, for example with loss.mean()."
+        )
+    if adjoint and not loss.requires_grad:
+        raise ValueError(
+            f"{source} returned a loss without an autograd graph, so there is no adjoint sweep: do not detach it,"
+            " do not compute it under torch.no_grad() and do not call backward on it."
+        )
+    return loss if adjoint else loss.detach()
+
+
+class ClosureSweeps(Sweeps):
+    """Sweeps of a closure that returns the loss and does not call backward.
+
+    Args:
+        parameters: The parameters that are trained.
+        module: The network, so that trials leave its buffers and metrics alone; None if unknown.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], module: nn.Module | None) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self._module = module
+        self._devices = sorted({p.device for p in parameters}, key=str)
+        self._start: RandomState | None = None
+
+    @override
+    def forward_adjoint(self) -> Tensor:
+        assert self._closure is not None, "on_batch comes first"
+        self._start = RandomState.capture(self._devices)
+        for parameter in self._parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            loss = check_loss(self._closure(), "closure")
+            loss.backward()
+        return loss.detach()
+
+    @override
+    def trial(self) -> float:
+        return self._run_trial(self._evaluate)
+
+    def _evaluate(self) -> float:
+        assert self._closure is not None
+        assert self._start is not None, "the forward sweep comes first"
+        with without_trace(self._module, self._start, self._devices):
+            return float(check_loss(self._closure(), "closure", adjoint=False))
