@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 
-def number(name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False) -> float:
+def number(
+    name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+) -> float:
     """Returns ``value`` as a float if it is a finite number in the range, else raises.
 
     Args:
@@ -15,16 +17,19 @@ def number(name: str, value: Any, *, low: float, high: float = math.inf, open_lo
         low: Lower end of the range.
         high: Upper end of the range, included unless infinite.
         open_low: Whether ``low`` itself is excluded.
+        open_high: Whether ``high`` itself is excluded.
 
     Raises:
         TypeError: If ``value`` is no number.
         ValueError: If it is not finite or lies outside the range.
     """
-    span = f"{'(' if open_low else '['}{low:g}, {'inf)' if math.isinf(high) else f'{high:g}]'}"
+    end = ")" if open_high or math.isinf(high) else "]"
+    span = f"{'(' if open_low else '['}{low:g}, {high:g}{end}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number in {span}, got {value!r}.")
     above = value > low if open_low else value >= low
-    if not (math.isfinite(value) and above and value <= high):
+    below = value < high if open_high else value <= high
+    if not (math.isfinite(value) and above and below):
         raise ValueError(f"{name} must lie in {span}, got {value!r}.")
     return float(value)
 

@@ -159,19 +159,23 @@ class Backtracking(Augmentation):
 
 
 class Curvature(Augmentation):
-    """Drives ε towards ``safety`` · Λ̂/2, Λ̂ the curvature that the trials show (design §4).
+    """Drives ε towards ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (design §4).
 
-    ln ε follows ln(safety·Λ̂/2) as a robust running average: each accepted trial moves it by
-    ``smoothing`` of the distance, the distance clipped to ±``reach``. So one odd batch moves it
-    little, and negative curvature counts as "far below". Trials from a point that violates a just
-    tightened constraint are left out, unless they are rejected.
+    Λ̄ = 2 Σ(L_B(û) − L_B(w) + ⟨G, û−w⟩) / Σ‖û−w‖²_D, both sums exponential averages over the batches: a
+    ratio of averages, so that small steps, whose curvature is mostly noise, count little and negative
+    curvature on one batch does no harm. ln ε covers the share ``smoothing`` of its distance to the target
+    per accepted trial, and no more than ``fall`` or ``rise``. Trials from a point that violates a just
+    tightened constraint are left out: there û − w is mostly thresholding. A rejected trial raises ε to its
+    own target at once, by 10 % at least and a factor of two at most.
 
     Args:
         epsilon: Start ε⁰ > 0. None takes the metric's.
         safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
             û − w. At s = 0.5 the model predicts no decrease any more.
+        memory: Decay in [0, 1) of the averages per batch.
         smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
-        reach: Largest distance in ln ε that one trial can claim, > 0.
+        fall: Largest decrease of ln ε by one accepted trial, > 0.
+        rise: Largest increase of ln ε by one accepted trial, > 0.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
         schedule: Whether to raise ε towards the end of training.
@@ -181,28 +185,47 @@ class Curvature(Augmentation):
         self,
         epsilon: float | None = None,
         safety: float = 0.6,
+        memory: float = 0.9,
         smoothing: float = 0.05,
-        reach: float = 1.5,
+        fall: float = 0.05,
+        rise: float = 0.1,
         epsilon_min: float = 1e-8,
         epsilon_max: float = 1e12,
         schedule: bool = True,
     ) -> None:
         super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
         self.safety = number("safety", safety, low=0.5, open_low=True)
+        self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
         self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
-        self.reach = number("reach", reach, low=0.0, open_low=True)
+        self.fall = number("fall", fall, low=0.0, open_low=True)
+        self.rise = number("rise", rise, low=0.0, open_low=True)
+        self._second_order = 0.0
+        self._tau = 0.0
 
     @override
     def observe(self, trial: Trial) -> None:
-        curvature = trial.curvature
         if not trial.accepted:
-            self._raise(curvature)
-        elif curvature is not None and not trial.tightened:
-            target = self.safety * curvature / 2.0
+            own = trial.curvature
+            target = math.inf if own is None else self.safety * own / 2.0
+            self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
+        elif trial.curvature is not None and not trial.tightened:
+            self._average(trial)
+            target = self.safety * self._second_order / self._tau
             distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
-            self.epsilon *= math.exp(self.smoothing * min(max(distance, -self.reach), self.reach))
+            self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
 
-    def _raise(self, curvature: float | None) -> None:
-        # Between 10 % and a doubling; all the way to the target where the trial tells one.
-        target = self.safety * curvature / 2.0 if curvature is not None else math.inf
-        self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
+    def _average(self, trial: Trial) -> None:
+        # The bias of the start is the same in both averages and cancels in their ratio.
+        second_order = trial.loss_change + trial.slope
+        self._second_order = self.memory * self._second_order + (1.0 - self.memory) * second_order
+        self._tau = self.memory * self._tau + (1.0 - self.memory) * trial.tau
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "second_order": self._second_order, "tau": self._tau}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._second_order = float(state.get("second_order", 0.0))
+        self._tau = float(state.get("tau", 0.0))

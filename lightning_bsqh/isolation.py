@@ -114,6 +114,27 @@ def _is_metric(value: object) -> bool:
     return isinstance(value, (torchmetrics.Metric, torchmetrics.MetricCollection))
 
 
+def _is_generator(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    kinds = (torch.Generator, random.Random) + ((numpy.random.Generator,) if numpy is not None else ())
+    return isinstance(value, kinds)
+
+
+def _generator_state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
+
+
 def _writable(tensor: Tensor) -> bool:
     """Whether a forward could have written into ``tensor`` in place: not if its elements share memory."""
     return not any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -142,8 +163,8 @@ class _Attributes:
         for value in self._values.values():
             if type(value) in (list, dict, set):
                 self._contents.append((value, value.copy()))
-            elif isinstance(value, torch.Generator):
-                self._contents.append((value, value.get_state()))
+            elif _is_generator(value):
+                self._contents.append((value, _generator_state(value)))
             elif copy_tensors and isinstance(value, Tensor) and _writable(value):
                 self._contents.append((value, value.detach().clone()))
 
@@ -155,8 +176,8 @@ class _Attributes:
             if name not in current or current[name] is not value:
                 current[name] = value
         for value, content in self._contents:
-            if isinstance(value, torch.Generator):
-                value.set_state(content)
+            if _is_generator(value):
+                _set_generator_state(value, content)
             elif isinstance(value, Tensor):
                 value.copy_(content)
             elif _same(value, content):
@@ -169,17 +190,23 @@ class _Attributes:
 
 
 @contextmanager
-def without_trace(module: nn.Module | None, start: RandomState, devices: Iterable[torch.device]) -> Iterator[None]:
-    """Runs a trial from the generators' state ``start`` and then undoes what it changed.
+def without_trace(
+    module: nn.Module | None, start: RandomState, before: ModuleState | None, devices: Iterable[torch.device]
+) -> Iterator[None]:
+    """Runs a trial from where the forward sweep began and then undoes what it changed.
 
     Args:
         module: The network whose buffers and attributes are put back, None if unknown.
-        start: The state in which the forward sweep began, so that the trial draws the same numbers.
+        start: The generators when the forward sweep began, so that the trial draws the same numbers.
+        before: The module when the forward sweep began, so that J_B(û) and J_B(w) are the same function even if
+            training_step counts its calls or fills a queue; None if unknown.
         devices: Devices whose generators the trial may use.
     """
     state = ModuleState(module) if module is not None else None
     after = RandomState.capture(devices)
     start.restore()
+    if before is not None:
+        before.restore()
     try:
         yield
     finally:

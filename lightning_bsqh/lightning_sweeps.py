@@ -9,10 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.isolation import RandomState, without_trace
+from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
 from lightning_bsqh.sweeps import Sweeps, check_loss
 
 
@@ -38,8 +39,7 @@ class LightningSweeps(Sweeps):
         self._devices = sorted({p.device for p in module.parameters()}, key=str)
         self._batch: tuple[Any, ...] = ()
         self._start: RandomState | None = None
-        # Whether training_step writes into the batch; unknown before the first one.
-        self._batch_is_changed: bool | None = None
+        self._before: ModuleState | None = None
 
     def begin(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         """Called when Lightning is about to run training_step: remembers what the trials have to repeat.
@@ -50,14 +50,11 @@ class LightningSweeps(Sweeps):
         Returns:
             The arguments to run it with.
         """
-        self._batch = _copy(batch, tensors=self._batch_is_changed is not False)
+        # Copied always: whether training_step writes into its batch may differ from batch to batch.
+        self._batch = _copy(batch)
         self._start = RandomState.capture(self._devices)
-        return _copy(batch, tensors=False) if self._batch_is_changed is not True else batch
-
-    def end(self, batch: tuple[Any, ...]) -> None:
-        """Called when training_step is through, with the arguments it was run with."""
-        if self._batch_is_changed is None:
-            self._batch_is_changed = not _equal(self._batch, batch)
+        self._before = ModuleState(self._module)
+        return batch
 
     @override
     def forward_adjoint(self) -> Tensor | None:
@@ -78,12 +75,13 @@ class LightningSweeps(Sweeps):
 
     def release(self) -> None:
         """Forgets the batch, so that its memory is free between steps."""
-        self._batch, self._closure = (), None
+        self._batch, self._closure, self._start, self._before = (), None, None, None
 
     def _evaluate(self) -> float:
         assert self._start is not None, "training_step comes first"
-        batch = _copy(self._batch, tensors=bool(self._batch_is_changed))
-        with silence(self._module), without_trace(self._module, self._start, self._devices), self._context():
+        batch = _copy(self._batch)
+        trace = without_trace(self._module, self._start, self._before, self._devices)
+        with trace, silence(self._module), self._context():
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):
                 batch_idx = batch[1] if len(batch) > 1 else self._module.trainer.fit_loop.batch_idx
@@ -135,23 +133,6 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _copy(value: Any, tensors: bool) -> Any:
-    """The same nest of containers made anew, so that a pop() in training_step is not seen by the next sweep."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if tensors and not value.requires_grad else value
-    if type(value) is dict:
-        return {key: _copy(item, tensors) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_copy(item, tensors) for item in value)
-    return value
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Whether the tensors in two nests of the same origin hold the same values; NaN equals itself."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first is second or torch.equal(torch.nan_to_num(first), torch.nan_to_num(second))
-    if type(first) is dict and type(second) is dict:
-        return all(_equal(item, second[key]) for key, item in first.items() if key in second)
-    if type(first) in (list, tuple) and type(second) in (list, tuple):
-        return all(_equal(a, b) for a, b in zip(first, second, strict=False))
-    return True
+def _copy(value: Any) -> Any:
+    """The same nest with its containers made anew and its tensors cloned, so that a sweep may write into it."""
+    return apply_to_collection(value, Tensor, lambda tensor: tensor if tensor.requires_grad else tensor.clone())

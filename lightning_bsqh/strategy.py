@@ -241,7 +241,6 @@ class BSQHStrategy(SingleDeviceStrategy):
             self._resumed_random = None
         batch = self._sweeps.begin((*args, *kwargs.values()))
         output = super().training_step(*batch)
-        self._sweeps.end(batch)
         loss = loss_of(output)
         if loss is not None:
             check_loss(loss, "training_step")

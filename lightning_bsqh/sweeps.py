@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.isolation import RandomState, without_trace
+from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
 
 
 class Sweeps(ABC):
@@ -104,11 +104,13 @@ class ClosureSweeps(Sweeps):
         self._module = module
         self._devices = sorted({p.device for p in parameters}, key=str)
         self._start: RandomState | None = None
+        self._before: ModuleState | None = None
 
     @override
     def forward_adjoint(self) -> Tensor:
         assert self._closure is not None, "on_batch comes first"
         self._start = RandomState.capture(self._devices)
+        self._before = ModuleState(self._module) if self._module is not None else None
         for parameter in self._parameters:
             parameter.grad = None
         with torch.enable_grad():
@@ -123,5 +125,5 @@ class ClosureSweeps(Sweeps):
     def _evaluate(self) -> float:
         assert self._closure is not None
         assert self._start is not None, "the forward sweep comes first"
-        with without_trace(self._module, self._start, self._devices):
+        with without_trace(self._module, self._start, self._before, self._devices):
             return float(check_loss(self._closure(), "closure", adjoint=False))

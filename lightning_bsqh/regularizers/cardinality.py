@@ -30,9 +30,7 @@ class Cardinality(Regularizer):
     def __init__(
         self, sparsity: float = 0.9, ramp: tuple[float, float] = (0.05, 0.5), interval: int | None = None
     ) -> None:
-        self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0)
-        if self.sparsity == 1.0:
-            raise ValueError("sparsity must lie in [0, 1), got 1.0: no weight would be left.")
+        self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
         if not isinstance(ramp, Sequence) or len(ramp) != 2:
             raise ValueError(f"ramp must be a pair (start, end) of shares of the training, got {ramp!r}.")
         start = number("ramp[0]", ramp[0], low=0.0, high=1.0)

@@ -1,0 +1,166 @@
+"""Seconds per step and peak memory of bSQH, SGD with momentum and Adam, in the same Trainer.
+
+    python benchmarks/step_cost.py [--steps 60] [--rounds 5] [--networks lenet5 resnet18]
+
+LeNet-5 with batches of 128 and a ResNet-18 for 32x32 images with batches of 64, on made-up images that can be
+learnt. The three methods take turns, round by round, in one process, so that whatever else the machine does falls on
+all of them; a figure is the median over the rounds. Memory is by how much a training raises the peak resident set
+(CUDA: the allocator's peak), each method in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsqh import BSQHStrategy
+from lightning_bsqh.zoo import LeNet5, ResNet18
+
+METHODS = ("sgd", "adam", "bsqh")
+NETWORKS = {"lenet5": (LeNet5, 128, (1, 28, 28), 1), "resnet18": (ResNet18, 64, (3, 32, 32), 8)}
+WARM_UP = 5
+
+
+class Module(pl.LightningModule):
+    def __init__(self, network: nn.Module, method: str) -> None:
+        super().__init__()
+        self.network = network
+        self.method = method
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = functional.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        if self.method == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=1e-2, momentum=0.9)
+        return torch.optim.Adam(self.parameters()) if self.method == "adam" else None
+
+
+class Clock(pl.Callback):
+    """Seconds from the end of one batch to the end of the next, data loading included."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+        self.trials: list[int] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+        report = getattr(trainer.optimizers[0], "last_step", None)
+        if report is not None:
+            self.trials.append(report.trials)
+
+    def seconds_per_step(self) -> float:
+        marks = self.marks[WARM_UP:]
+        return (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+def loader(shape: tuple[int, ...], batch_size: int, steps: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    templates = torch.randn(10, *shape, generator=generator)
+    classes = torch.randint(10, (batch_size * min(steps, 40),), generator=generator)
+    images = templates[classes] + torch.randn(len(classes), *shape, generator=generator)
+    return DataLoader(TensorDataset(images, classes), batch_size=batch_size, shuffle=True, drop_last=True)
+
+
+def train(network_name: str, method: str, steps: int) -> Clock:
+    pl.seed_everything(0, verbose=False)
+    make, batch_size, shape, _ = NETWORKS[network_name]
+    clock = Clock()
+    trainer = pl.Trainer(
+        max_steps=steps + WARM_UP,
+        max_epochs=-1,
+        strategy=BSQHStrategy() if method == "bsqh" else "auto",
+        devices=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(make(), method), loader(shape, batch_size, steps))
+    return clock
+
+
+def peak_memory(network_name: str, method: str) -> float:
+    """MiB by which a few steps raise the peak, in a fresh process."""
+    command = [sys.executable, __file__, "--memory-of", network_name, method]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(out.splitlines()[-1]))
+
+
+def print_memory(network_name: str, method: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    train(network_name, method, 4)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(peak))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="steps per round on LeNet-5; fewer on the ResNet")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    if arguments.memory_of:
+        print_memory(*arguments.memory_of)
+        return
+    table = Table(title=f"Cost of a step, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for column in ("network", "method", "s/step", "x SGD", "trials/step", "peak MiB", "x Adam's"):
+        table.add_column(column, justify="left" if column in ("network", "method") else "right")
+    for name in arguments.networks:
+        steps = max(arguments.steps // NETWORKS[name][3], 3)
+        clocks: dict[str, list[Clock]] = {method: [] for method in METHODS}
+        for _ in range(arguments.rounds):
+            for method in METHODS:
+                clocks[method].append(train(name, method, steps))
+        seconds = {m: statistics.median(c.seconds_per_step() for c in clocks[m]) for m in METHODS}
+        ratios = {
+            m: statistics.median(
+                a.seconds_per_step() / b.seconds_per_step() for a, b in zip(clocks[m], clocks["sgd"], strict=True)
+            )
+            for m in METHODS
+        }
+        memory = {m: peak_memory(name, m) for m in METHODS}
+        for method in METHODS:
+            trials = [t for clock in clocks[method] for t in clock.trials[WARM_UP:]]
+            table.add_row(
+                name,
+                method,
+                f"{seconds[method]:.4f}",
+                f"{ratios[method]:.2f}",
+                f"{statistics.mean(trials):.2f}" if trials else "-",
+                f"{memory[method]:.0f}",
+                f"{memory[method] / memory['adam']:.2f}",
+            )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

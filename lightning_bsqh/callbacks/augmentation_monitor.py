@@ -1,0 +1,84 @@
+"""Logs what the last iteration did: ε, the objective, the trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from typing_extensions import override
+
+from lightning_bsqh._validation import integer
+from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
+
+
+class AugmentationMonitor(L.Callback):
+    """Logs what each iteration did, and counts accepted and rejected trials.
+
+    The keys are ``bsqh/epsilon``, ``bsqh/objective``, ``bsqh/loss_decrease``, ``bsqh/tau``,
+    ``bsqh/trials``, ``bsqh/accepted`` (1 or 0) and ``bsqh/skipped`` (the number of batches skipped so
+    far). The values are those of :class:`~lightning_bsqh.optimizer.StepReport`; objective (after the
+    step) and decrease are in the units of the loss. The Trainer hands on to loggers only what falls
+    on a multiple of its ``log_every_n_steps``.
+
+    Args:
+        every_n_steps: Log every so many iterations, at least 1.
+        prog_bar: Whether the progress bar shows ε.
+
+    Attributes:
+        accepted_trials: Number of trials accepted since the start of the training.
+        rejected_trials: Number of trials rejected.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is less than 1.
+        TypeError: At the start of the fit, if it is not bSQH that trains.
+    """
+
+    def __init__(self, every_n_steps: int = 1, prog_bar: bool = True) -> None:
+        self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
+        self.prog_bar = prog_bar
+        self.accepted_trials = 0
+        self.rejected_trials = 0
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.optimizers or not isinstance(trainer.optimizers[0], BSQHOptimizer):
+            raise TypeError(
+                "AugmentationMonitor shows what a BSQHOptimizer does, but the Trainer uses"
+                f" {[type(optimizer).__name__ for optimizer in trainer.optimizers]}: pass strategy=BSQHStrategy() to"
+                " the Trainer, or leave the callback out."
+            )
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        optimizer = trainer.optimizers[0]
+        assert isinstance(optimizer, BSQHOptimizer)  # on_fit_start has seen to it
+        report = optimizer.last_step
+        if report is None:
+            return
+        self.accepted_trials += report.accepted
+        self.rejected_trials += report.trials - report.accepted
+        if trainer.global_step % self.every_n_steps == 0:
+            pl_module.log("bsqh/epsilon", report.epsilon, prog_bar=self.prog_bar)
+            pl_module.log_dict(_values(report, optimizer.skipped))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"accepted_trials": self.accepted_trials, "rejected_trials": self.rejected_trials}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accepted_trials = state_dict["accepted_trials"]
+        self.rejected_trials = state_dict["rejected_trials"]
+
+
+def _values(report: StepReport, skipped: int) -> dict[str, float]:
+    return {
+        "bsqh/objective": report.objective_after,
+        "bsqh/loss_decrease": report.loss_decrease,
+        "bsqh/tau": report.tau,
+        "bsqh/trials": float(report.trials),
+        "bsqh/accepted": float(report.accepted),
+        "bsqh/skipped": float(skipped),
+    }

@@ -1,0 +1,86 @@
+"""Logs how many weights are exactly zero, in all and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import integer
+from lightning_bsqh.optimizer import BSQHOptimizer
+
+
+class SparsityMonitor(L.Callback):
+    """Logs ``sparsity/total``, ``sparsity/<layer>`` and ``nonzero/total``.
+
+    A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
+    is the number of the others. With another optimizer than bSQH's, all parameters with two or more
+    dimensions count. The last step of each epoch and of the training is always measured.
+
+    Args:
+        every_n_steps: Measure every so many iterations, at least 1.
+        prog_bar: Whether the progress bar shows the total.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is less than 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50, prog_bar: bool = True) -> None:
+        self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
+        self.prog_bar = prog_bar
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        at_end = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if trainer.global_step % self.every_n_steps and not at_end:
+            return
+        values = sparsity_values(layer_weights(trainer, pl_module))
+        pl_module.log("sparsity/total", values.pop("sparsity/total"), prog_bar=self.prog_bar)
+        pl_module.log_dict(values)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The Trainer hands values on every log_every_n_steps only; the outcome must not be lost to that.
+        values = sparsity_values(layer_weights(trainer, pl_module))
+        for logger in trainer.loggers:
+            # Loggers count from 0.
+            logger.log_metrics(values, step=max(trainer.global_step - 1, 0))
+
+
+def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:
+    """The weights that count for the sparsity, by layer.
+
+    Those that bSQH regularises, or, with any other optimizer or none, all parameters with two or
+    more dimensions, under the name of the module that owns them.
+    """
+    if trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):
+        return trainer.optimizers[0].regularized_weights()
+    layers: dict[str, list[Tensor]] = {}
+    for name, parameter in pl_module.named_parameters():
+        if parameter.dim() >= 2:
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
+    return layers
+
+
+def count_zeros(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
+    """Numbers of exact zeros and of all weights, by layer."""
+    if not layers:
+        return {}
+    # One transfer from the device for all layers.
+    nonzero = torch.stack([sum((torch.count_nonzero(w) for w in ws), torch.tensor(0)) for ws in layers.values()])
+    sizes = [sum(w.numel() for w in ws) for ws in layers.values()]
+    return {name: (size - kept, size) for name, size, kept in zip(layers, sizes, nonzero.tolist(), strict=True)}
+
+
+def sparsity_values(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """The values that :class:`SparsityMonitor` logs, by their keys."""
+    counts = count_zeros(layers)
+    zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
+    values = {f"sparsity/{name}": layer_zeros / size for name, (layer_zeros, size) in counts.items()}
+    return {"sparsity/total": zeros / total if total else 0.0, "nonzero/total": float(total - zeros), **values}

@@ -1,0 +1,66 @@
+"""A plain LightningModule around any network that gives logits."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+
+class ImageClassifier(L.LightningModule):
+    """Trains a network by cross-entropy; has no optimizer of its own, the strategy brings it.
+
+    Args:
+        network: From images ``[N, C, H, W]``, floating point, to logits ``[N, num_classes]``.
+        num_classes: Number of classes, at least 2.
+
+    Raises:
+        ValueError: If ``num_classes`` is less than 2.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int = 10) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = network
+        # Micro: the share of correct images, whatever their class.
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]`` of images ``[N, C, H, W]``."""
+        return self.network(images)
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy in nats of a batch (images ``[N, C, H, W]``, labels ``[N]`` int64)."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``val_loss`` and ``val_accuracy`` (a share in [0, 1]) over the epoch."""
+        self._evaluate("val", batch, self.val_accuracy)
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs ``test_loss`` and ``test_accuracy`` (a share in [0, 1]) over the epoch."""
+        self._evaluate("test", batch, self.test_accuracy)
+
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The most likely classes ``[N]``, int64."""
+        return self(batch[0]).argmax(dim=1)
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], accuracy: MulticlassAccuracy) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy(logits, labels)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log(f"{stage}_accuracy", accuracy, prog_bar=True, batch_size=len(labels))

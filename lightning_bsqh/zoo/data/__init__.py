@@ -1,0 +1,7 @@
+"""Data modules of the recipes. All keep their images in memory and hand out whole batches."""
+
+from lightning_bsqh.zoo.data.cifar10 import CIFAR10DataModule
+from lightning_bsqh.zoo.data.digits import DigitsDataModule
+from lightning_bsqh.zoo.data.mnist import MNISTDataModule
+
+__all__ = ["CIFAR10DataModule", "DigitsDataModule", "MNISTDataModule"]

@@ -1,0 +1,196 @@
+"""The readable twin of the optimizer: NumPy, float64, one array at a time, no shortcuts (design §2 to §4).
+
+It shares no code with the package. `loss_and_gradient(u)` is given; everything else is here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+# ---------------------------------------------------------------- maximisers, §3
+def l0(z, d, epsilon, rho):
+    return [np.where(epsilon * di * zi**2 > rho, zi, 0.0) for zi, di in zip(z, d, strict=True)]
+
+
+def l1(z, d, epsilon, rho):
+    return [np.sign(zi) * np.maximum(np.abs(zi) - rho / (2 * epsilon * di), 0.0) for zi, di in zip(z, d, strict=True)]
+
+
+def l2(z, d, epsilon, rho):
+    return [epsilon * di * zi / (epsilon * di + rho) for zi, di in zip(z, d, strict=True)]
+
+
+def largest(z, d, count):
+    """Keeps the `count` largest d z² over all arrays; ties go to the first."""
+    scores = np.concatenate([(di * zi**2).ravel() for zi, di in zip(z, d, strict=True)])
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    keep = np.zeros(len(scores), bool)
+    keep[order[:count]] = True
+    out, start = [], 0
+    for zi in z:
+        out.append(np.where(keep[start : start + zi.size].reshape(zi.shape), zi, 0.0))
+        start += zi.size
+    return out
+
+
+@dataclass
+class Penalty:
+    """ρR with its maximiser; `kind` is l0, l1, l2."""
+
+    kind: str
+    rho: float
+
+    def value(self, w):
+        norms = {"l0": lambda a: np.count_nonzero(a), "l1": lambda a: np.abs(a).sum(), "l2": lambda a: (a**2).sum()}
+        return self.rho * sum(norms[self.kind](wi) for wi in w)
+
+    def prox(self, z, d, epsilon, step):
+        return {"l0": l0, "l1": l1, "l2": l2}[self.kind](z, d, epsilon, self.rho)
+
+    def admits(self, w, step):
+        return True
+
+    def project(self, w, d, step):
+        return w
+
+
+@dataclass
+class Ramp:
+    """‖u‖₀ ≤ k with a cubic ramp between two shares of the training."""
+
+    sparsity: float
+    total: int
+    start: float = 0.05
+    end: float = 0.5
+
+    def value(self, w):
+        return 0.0
+
+    def count(self, n, step):
+        first = min(int(self.start * self.total), self.total - 1)
+        last = min(max(int(self.end * self.total), first), self.total - 1)
+        if step >= last:
+            demanded = self.sparsity
+        else:
+            interval = min(max(self.total // 200, 2), 100)
+            reached = max(step - first, 0) // interval * interval
+            demanded = self.sparsity * (1 - (1 - reached / (last - first)) ** 3)
+        return n - round(demanded * n)
+
+    def prox(self, z, d, epsilon, step):
+        return largest(z, d, self.count(sum(zi.size for zi in z), step))
+
+    def admits(self, w, step):
+        return sum(np.count_nonzero(wi) for wi in w) <= self.count(sum(wi.size for wi in w), step)
+
+    def project(self, w, d, step):
+        return largest(w, d, self.count(sum(wi.size for wi in w), step))
+
+
+# ---------------------------------------------------------------- rules for ε, §4
+@dataclass
+class BacktrackingTwin:
+    epsilon: float
+    sigma: float = 1.1
+    zeta: float = 0.9
+
+    def observe(self, accepted, change, slope, tau, tightened):
+        self.epsilon *= self.zeta if accepted else self.sigma
+
+
+@dataclass
+class CurvatureTwin:
+    epsilon: float
+    safety: float = 0.6
+    numerator: float = 0.0
+    denominator: float = 0.0
+
+    def observe(self, accepted, change, slope, tau, tightened):
+        second_order = change + slope
+        known = math.isfinite(second_order) and tau > 0 and second_order != 0
+        if not accepted:
+            target = self.safety * second_order / tau if known else math.inf
+            self.epsilon = np.clip(target, 1.1 * self.epsilon, 2 * self.epsilon)
+        elif known and not tightened:
+            self.numerator = 0.9 * self.numerator + 0.1 * second_order
+            self.denominator = 0.9 * self.denominator + 0.1 * tau
+            target = self.safety * self.numerator / self.denominator
+            move = 0.05 * math.log(target / self.epsilon) if target > 0 else -math.inf
+            self.epsilon *= math.exp(np.clip(move, -0.05, 0.1))
+
+
+# ---------------------------------------------------------------- the iteration, §2
+@dataclass
+class Twin:
+    """u^{k+1} from u^k; `regularized` are the indices of the arrays that R acts on."""
+
+    u: list
+    regularized: list
+    regularizer: object
+    rule: object
+    metric: str = "rms"
+    eta: float = 1e-4
+    max_trials: int = 6
+    total: int | None = None
+    step_count: int = 0
+    mean_square: list = field(default_factory=list)
+
+    def _metric(self, gradient):
+        if self.metric == "euclidean":
+            return [np.ones_like(g) for g in gradient]
+        if not self.mean_square:
+            self.mean_square = [np.zeros_like(g) for g in gradient]
+        self.mean_square = [0.999 * v + 0.001 * g**2 for v, g in zip(self.mean_square, gradient, strict=True)]
+        return [np.sqrt(v / (1 - 0.999 ** (self.step_count + 1))) + 1e-8 for v in self.mean_square]
+
+    def _raise(self):
+        if self.total is None:
+            return 1.0
+        return min(2 / (1 + math.cos(math.pi * self.step_count / self.total)), 1000.0)
+
+    def step(self, loss_and_gradient):
+        loss, gradient = loss_and_gradient(self.u)  # ∇L_B = −G
+        d = self._metric(gradient)
+        w = [a.copy() for a in self.u]
+        reg, idx, k = self.regularizer, self.regularized, self.step_count
+        tightened = not reg.admits([w[i] for i in idx], k)
+        accepted = projected = False
+        for trial in range(1, self.max_trials + 1):
+            epsilon = self.rule.epsilon * self._raise()
+            candidate = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
+            maximised = reg.prox([candidate[i] for i in idx], [d[i] for i in idx], epsilon, k)
+            for i, a in zip(idx, maximised, strict=True):
+                candidate[i] = a
+            trial_loss, _ = loss_and_gradient(candidate)
+
+            def compare(candidate=candidate, trial_loss=trial_loss):
+                tau = sum((di * (c - wi) ** 2).sum() for c, wi, di in zip(candidate, w, d, strict=True))
+                slope = -sum((g * (c - wi)).sum() for c, wi, g in zip(candidate, w, gradient, strict=True))
+                change = trial_loss - loss
+                penalty = reg.value([candidate[i] for i in idx]) - reg.value([w[i] for i in idx])
+                ok = math.isfinite(change) and change + penalty <= -self.eta * tau
+                return ok, change, slope, tau, penalty
+
+            accepted, change, slope, tau, penalty = compare()
+            if not accepted and tightened and not projected:
+                projected = True
+                for i, a in zip(idx, reg.project([w[i] for i in idx], [d[i] for i in idx], k), strict=True):
+                    w[i] = a
+                loss, _ = loss_and_gradient(w)
+                accepted, change, slope, tau, penalty = compare()
+            self.rule.observe(accepted, change, slope, tau, tightened)
+            if accepted:
+                break
+        self.u = candidate if accepted else w
+        self.step_count += 1
+        return {
+            "accepted": accepted,
+            "trials": trial,
+            "epsilon": epsilon,
+            "tau": tau if accepted else 0.0,
+            "loss_decrease": -(change + penalty) if accepted else 0.0,
+        }

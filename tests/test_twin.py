@@ -1,0 +1,77 @@
+"""The optimizer and its readable twin, side by side for 100 steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+from lightning_bsqh import L0, L1, L2, Backtracking, BSQHOptimizer, Cardinality, Curvature
+from tests.problems import cross_entropy, data, smooth_network
+from tests.reference.twin import BacktrackingTwin, CurvatureTwin, Penalty, Ramp, Twin
+
+STEPS = 100
+
+REGULARIZERS = {
+    "l0": (L0(rho=2e-4), Penalty("l0", 2e-4)),
+    "l1": (L1(rho=1e-3), Penalty("l1", 1e-3)),
+    "l2": (L2(rho=1e-3), Penalty("l2", 1e-3)),
+    "cardinality": (Cardinality(sparsity=0.8), Ramp(0.8, STEPS)),
+}
+# The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
+STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
+RULES = {
+    "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
+    "curvature": lambda e: (Curvature(epsilon=e), CurvatureTwin(e)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("metric", ["euclidean", "rms"])
+@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("start", ["small", "large"])
+def test_same_trajectory_as_the_twin(name: str, metric: str, rule: str, start: str) -> None:
+    network = smooth_network()
+    names = [n for n, _ in network.named_parameters()]
+    x, y = data()
+    batches = [slice(0, 32), slice(32, 64), slice(64, 96)]
+    regularizer, penalty = REGULARIZERS[name]
+    augmentation, twin_rule = RULES[rule](STARTS[metric][start])
+    optimizer = BSQHOptimizer(
+        network, regularizer=regularizer, augmentation=augmentation, metric=metric, total_steps=STEPS
+    )
+    shapes = [p.detach().numpy().copy() for p in network.parameters()]
+    twin = Twin(
+        u=shapes,
+        regularized=[i for i, p in enumerate(shapes) if p.ndim >= 2],
+        regularizer=penalty,
+        rule=twin_rule,
+        metric=metric,
+        total=STEPS,
+    )
+    accepted = []
+    for step in range(STEPS):
+        batch = batches[step % 3]
+
+        def loss_and_gradient(u: list[np.ndarray], batch: slice = batch) -> tuple[float, list[np.ndarray]]:
+            tensors = [torch.tensor(a, requires_grad=True) for a in u]
+            outputs = functional_call(network, dict(zip(names, tensors, strict=True)), (x[batch],))
+            loss = torch.nn.functional.cross_entropy(outputs, y[batch])
+            gradient = torch.autograd.grad(loss, tensors)
+            return loss.item(), [g.numpy() for g in gradient]
+
+        expected = twin.step(loss_and_gradient)
+        optimizer.step(lambda batch=batch: cross_entropy(network, x[batch], y[batch]))
+        report = optimizer.last_step
+        assert report is not None
+        accepted.append(report.accepted)
+        assert report.accepted == expected["accepted"]
+        assert report.trials == expected["trials"]
+        np.testing.assert_allclose(report.epsilon, expected["epsilon"], rtol=1e-7)
+        np.testing.assert_allclose(report.tau, expected["tau"], rtol=1e-6, atol=1e-18)
+        np.testing.assert_allclose(report.loss_decrease, expected["loss_decrease"], rtol=1e-6, atol=1e-13)
+    for parameter, reference in zip(network.parameters(), twin.u, strict=True):
+        np.testing.assert_allclose(parameter.detach().numpy(), reference, rtol=1e-7, atol=1e-9)
+        assert (parameter.detach().numpy() == 0).tolist() == (reference == 0).tolist()
+    assert any(accepted)
