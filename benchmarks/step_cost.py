@@ -4,8 +4,8 @@
 
 LeNet-5 with batches of 128 and a ResNet-18 for 32x32 images with batches of 64, on made-up images that can be
 learnt. The three methods take turns, round by round, in one process, so that whatever else the machine does falls on
-all of them; a figure is the median over the rounds. Memory is by how much a training raises the peak resident set
-(CUDA: the allocator's peak), each method in a process of its own.
+all of them; a figure is the median over the rounds. Memory is the allocator's peak over a few
+steps, data set included, each method in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import BSQHStrategy
@@ -102,21 +104,25 @@ def train(network_name: str, method: str, steps: int) -> Clock:
 
 
 def peak_memory(network_name: str, method: str) -> float:
-    """MiB by which a few steps raise the peak, in a fresh process."""
+    """MiB allocated at the peak of a few steps, in a fresh process."""
     command = [sys.executable, __file__, "--memory-of", network_name, method]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(out.splitlines()[-1]))
 
 
 def print_memory(network_name: str, method: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    train(network_name, method, 4)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    print(json.dumps(peak))
+        train(network_name, method, 4)
+        print(json.dumps(torch.cuda.max_memory_allocated() / 2**20))
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train(network_name, method, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    allocated = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    print(json.dumps(max(allocated) / 2**20))
 
 
 def main() -> None:

@@ -93,16 +93,22 @@ class Augmentation(ABC):
         number("epsilon", epsilon, low=self.epsilon_min, high=self.epsilon_max)
         self._epsilon = float(epsilon)
 
-    @property
-    def started(self) -> bool:
-        """Whether ε⁰ has been given."""
-        return self._epsilon is not None
+    def prepare(self, default_epsilon: float, default_floor: float) -> None:
+        """Fills in what the user left to the metric; called once, by the optimizer.
+
+        Args:
+            default_epsilon: Start that suits the metric.
+            default_floor: ε below which steps are too long for any network in that metric; 0 if the metric
+                knows no such length.
+        """
+        if self._epsilon is None:
+            self.start(min(max(default_epsilon, self.epsilon_min), self.epsilon_max))
 
     @property
     def epsilon(self) -> float:
         """The rule's ε, before the schedule."""
         if self._epsilon is None:
-            raise RuntimeError("epsilon has not been set: call start(epsilon) first.")
+            raise RuntimeError("epsilon has not been set: give a start, or let an optimizer prepare the rule.")
         return self._epsilon
 
     @epsilon.setter
@@ -173,6 +179,8 @@ class Curvature(Augmentation):
         safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
             û − w. At s = 0.5 the model predicts no decrease any more.
         memory: Decay in [0, 1) of the averages per batch.
+        floor: The target never lies below it, so that the rule does not take steps too long for any network
+            however flat the loss looks along them. None takes the metric's.
         smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
         fall: Largest decrease of ln ε by one accepted trial, > 0.
         rise: Largest increase of ln ε by one accepted trial, > 0.
@@ -184,8 +192,9 @@ class Curvature(Augmentation):
     def __init__(
         self,
         epsilon: float | None = None,
-        safety: float = 0.6,
+        safety: float = 0.55,
         memory: float = 0.9,
+        floor: float | None = None,
         smoothing: float = 0.05,
         fall: float = 0.05,
         rise: float = 0.1,
@@ -196,11 +205,18 @@ class Curvature(Augmentation):
         super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
         self.safety = number("safety", safety, low=0.5, open_low=True)
         self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
+        self.floor = None if floor is None else number("floor", floor, low=0.0)
         self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
         self.fall = number("fall", fall, low=0.0, open_low=True)
         self.rise = number("rise", rise, low=0.0, open_low=True)
         self._second_order = 0.0
         self._tau = 0.0
+
+    @override
+    def prepare(self, default_epsilon: float, default_floor: float) -> None:
+        super().prepare(default_epsilon, default_floor)
+        if self.floor is None:
+            self.floor = default_floor
 
     @override
     def observe(self, trial: Trial) -> None:
@@ -210,7 +226,7 @@ class Curvature(Augmentation):
             self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
         elif trial.curvature is not None and not trial.tightened:
             self._average(trial)
-            target = self.safety * self._second_order / self._tau
+            target = max(self.safety * self._second_order / self._tau, self.floor or 0.0)
             distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
             self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -90,13 +91,11 @@ class ModuleState:
         if id(child) in seen:
             return
         seen.add(id(child))
-        self._attributes.append(_Attributes(child, copy_tensors=_is_metric(child)))
-        for value in list(vars(child).values()):
-            members = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
-            for member in members:
-                if _is_metric(member):
-                    for metric in member.modules():
-                        self._remember(metric, seen)
+        attributes = _Attributes(child, copy_tensors=_is_metric(child))
+        self._attributes.append(attributes)
+        for metric in attributes.metrics:
+            for part in metric.modules():
+                self._remember(part, seen)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -107,16 +106,79 @@ class ModuleState:
             attributes.restore()
 
 
+class _Attributes:
+    """The instance attributes of one module, to be put back. Made for every module at every trial, so kept quick."""
+
+    def __init__(self, owner: nn.Module, copy_tensors: bool) -> None:
+        self._owner = owner
+        self._values = vars(owner).copy()
+        self._contents: list[tuple[Any, Any]] = []
+        #: Metrics that the module keeps in plain containers, where nn.Module does not see them.
+        self.metrics: list[nn.Module] = []
+        for name, value in self._values.items():
+            kind = type(value)
+            if kind in _IMMUTABLE or name in _BOOKKEEPING:
+                continue
+            if kind in _CONTAINERS:
+                self._contents.append((value, value.copy()))
+                self.metrics += [m for m in (value.values() if kind is dict else value) if _is_metric(m)]
+            elif kind is tuple:
+                self.metrics += [m for m in value if _is_metric(m)]
+            elif isinstance(value, Tensor):
+                if copy_tensors and _writable(value):
+                    self._contents.append((value, value.detach().clone()))
+            elif _is_generator(value):
+                self._contents.append((value, _generator_state(value)))
+
+    def restore(self) -> None:
+        current = vars(self._owner)
+        if current.keys() != self._values.keys() or not _identical(current, self._values):
+            for name in current.keys() - self._values.keys():
+                del current[name]
+            current.update(self._values)
+        for value, content in self._contents:
+            _refill(value, content)
+
+
+def _refill(value: Any, content: Any) -> None:
+    """Puts the contents of one mutable object back."""
+    if isinstance(value, Tensor):
+        value.copy_(content)
+    elif isinstance(value, list):
+        value[:] = content
+    elif isinstance(value, dict):
+        # Not touched if the same: compiled code watches the dicts of modules.
+        if value.keys() != content.keys() or not _identical(value, content):
+            value.clear()
+            value.update(content)
+    elif isinstance(value, set):
+        value.clear()
+        value.update(content)
+    else:
+        _set_generator_state(value, content)
+
+
+def _identical(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
+    """Whether two dicts of the same keys hold the very same objects in the same order; == would compare tensors."""
+    return all(map(operator.is_, first.values(), second.values()))
+
+
+#: What a bare module keeps for itself and no forward assigns to, except its buffers.
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {"_buffers"}
+_IMMUTABLE = frozenset({int, float, bool, str, type(None)})
+_CONTAINERS = frozenset({list, dict, set})
+
+
 def _is_metric(value: object) -> bool:
     torchmetrics = sys.modules.get("torchmetrics")
-    if torchmetrics is None:
+    if torchmetrics is None or not isinstance(value, nn.Module):
         return False
     return isinstance(value, (torchmetrics.Metric, torchmetrics.MetricCollection))
 
 
 def _is_generator(value: object) -> bool:
     numpy = sys.modules.get("numpy")
-    kinds = (torch.Generator, random.Random) + ((numpy.random.Generator,) if numpy is not None else ())
+    kinds = (torch.Generator, random.Random, *((numpy.random.Generator,) if numpy is not None else ()))
     return isinstance(value, kinds)
 
 
@@ -138,55 +200,6 @@ def _set_generator_state(generator: Any, state: Any) -> None:
 def _writable(tensor: Tensor) -> bool:
     """Whether a forward could have written into ``tensor`` in place: not if its elements share memory."""
     return not any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _same(value: Any, content: Any) -> bool:
-    """Whether a container still holds the very same objects; == would compare tensors elementwise."""
-    if len(value) != len(content):
-        return False
-    if isinstance(value, list):
-        return all(a is b for a, b in zip(value, content, strict=True))
-    if isinstance(value, dict):
-        return all(a is b for a, b in zip(value, content, strict=True)) and all(
-            a is b for a, b in zip(value.values(), content.values(), strict=True)
-        )
-    return bool(value == content)
-
-
-class _Attributes:
-    """The instance attributes of one object, to be put back."""
-
-    def __init__(self, owner: object, copy_tensors: bool) -> None:
-        self._owner = owner
-        self._values = dict(vars(owner))
-        self._contents: list[tuple[Any, Any]] = []
-        for value in self._values.values():
-            if type(value) in (list, dict, set):
-                self._contents.append((value, value.copy()))
-            elif _is_generator(value):
-                self._contents.append((value, _generator_state(value)))
-            elif copy_tensors and isinstance(value, Tensor) and _writable(value):
-                self._contents.append((value, value.detach().clone()))
-
-    def restore(self) -> None:
-        current = vars(self._owner)
-        for name in current.keys() - self._values.keys():
-            del current[name]
-        for name, value in self._values.items():
-            if name not in current or current[name] is not value:
-                current[name] = value
-        for value, content in self._contents:
-            if _is_generator(value):
-                _set_generator_state(value, content)
-            elif isinstance(value, Tensor):
-                value.copy_(content)
-            elif _same(value, content):
-                continue
-            elif isinstance(value, list):
-                value[:] = content
-            else:
-                value.clear()
-                value.update(content)
 
 
 @contextmanager

@@ -43,9 +43,9 @@ def find_layers(params: nn.Module | Iterable[Any], regularize: Sequence[str] | N
         params: A module; or layers found before; or pairs (name, tensor) as ``named_parameters()`` gives them;
             or tensors; or torch's parameter groups, dicts with ``params`` and optionally ``name``.
         regularize: Which tensors R acts on, as patterns in the manner of the shell. One that matches a
-            layer's name (``"conv*"``) selects that layer's default tensors, one that matches a
-            parameter's full name (``"fc3.bias"``) that tensor itself; a leading ``"!"`` takes out what
-            it matches. Where the first pattern takes out, the defaults are what it starts from.
+            layer's name (``"conv*"``) selects that layer's default tensors, else one that matches a
+            parameter's full name (``"fc3.bias"``) that tensor itself; a leading ``"!"`` takes out the whole
+            layer or the tensor. Where the first pattern takes out, the defaults are what it starts from.
 
     Raises:
         TypeError: If an entry of ``params`` is none of the above, or complex.
@@ -129,16 +129,16 @@ def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
     chosen = set(defaults) if patterns and patterns[0].startswith("!") else set()
     for pattern in patterns:
         bare = pattern.removeprefix("!")
-        matched: set[str] = set()
-        known = False
-        for layer in layers:
-            if fnmatchcase(layer.name, bare):
-                known = True
-                matched |= layer.regularized & defaults
-            matched |= {name for name in layer.parameters if fnmatchcase(name, bare)}
-        if not matched and not known:
+        takes_out = pattern.startswith("!")
+        selected = [layer for layer in layers if fnmatchcase(layer.name, bare)]
+        # "conv*" means layers, not all names that begin so: conv1.bias is no default tensor of conv1.
+        matched = {n for layer in selected for n in (layer.parameters if takes_out else layer.regularized & defaults)}
+        matched |= {
+            n for layer in layers for n in layer.parameters if n == bare or not selected and fnmatchcase(n, bare)
+        }
+        if not matched and not selected:
             names = ", ".join(layer.name for layer in layers)
             raise ValueError(f"regularize: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
-        chosen = chosen - matched if pattern.startswith("!") else chosen | matched
+        chosen = chosen - matched if takes_out else chosen | matched
     for layer in layers:
         layer.regularized = chosen & layer.parameters.keys()

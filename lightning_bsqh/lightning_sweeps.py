@@ -32,36 +32,43 @@ class LightningSweeps(Sweeps):
         context: Callable[[], AbstractContextManager[Any]],
         reduced_precision: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(p.device for p in module.parameters())
         self._module = module
         self._context = context
         self._reduced_precision = reduced_precision
-        self._devices = sorted({p.device for p in module.parameters()}, key=str)
         self._batch: tuple[Any, ...] = ()
+        # Whether training_step has been seen to write into its batch: None before the first one, which is copied.
+        self._writes_batch: bool | None = None
+        self._versions: list[int] = []
+        self._batch_is_lost = False
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 
-    def begin(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    def begin(self, batch: tuple[Any, ...]) -> None:
         """Called when Lightning is about to run training_step: remembers what the trials have to repeat.
 
         Args:
             batch: The arguments of training_step.
-
-        Returns:
-            The arguments to run it with.
         """
-        # Copied always: whether training_step writes into its batch may differ from batch to batch.
-        self._batch = _copy(batch)
+        self._batch = _copy(batch, tensors=self._writes_batch is not False)
+        self._versions = _versions(batch)
         self._start = RandomState.capture(self._devices)
         self._before = ModuleState(self._module)
-        return batch
+
+    def end(self, batch: tuple[Any, ...]) -> None:
+        """Called when training_step is through: notices whether it has written into its batch."""
+        changed = _versions(batch) != self._versions
+        # A copy costs memory, so it is made only for the first batch and for those who need it.
+        self._batch_is_lost = changed and self._writes_batch is False
+        self._writes_batch = bool(self._writes_batch) or changed
 
     @override
     def forward_adjoint(self) -> Tensor | None:
         assert self._closure is not None, "on_batch comes first"
         with torch.enable_grad():
             loss = self._closure()
-        return None if loss is None else loss.detach()
+        # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.
+        return None if loss is None or self._batch_is_lost else loss.detach()
 
     @override
     def trial(self) -> float:
@@ -79,7 +86,7 @@ class LightningSweeps(Sweeps):
 
     def _evaluate(self) -> float:
         assert self._start is not None, "training_step comes first"
-        batch = _copy(self._batch)
+        batch = _copy(self._batch, tensors=bool(self._writes_batch))
         trace = without_trace(self._module, self._start, self._before, self._devices)
         with trace, silence(self._module), self._context():
             trial_loss = getattr(self._module, "trial_loss", None)
@@ -133,6 +140,21 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _copy(value: Any) -> Any:
-    """The same nest with its containers made anew and its tensors cloned, so that a sweep may write into it."""
-    return apply_to_collection(value, Tensor, lambda tensor: tensor if tensor.requires_grad else tensor.clone())
+def _copy(value: Any, tensors: bool) -> Any:
+    """The same nest with its containers made anew, so that a pop() is not seen by the next sweep.
+
+    Args:
+        value: The arguments of training_step.
+        tensors: Whether to clone the tensors, too.
+    """
+    return apply_to_collection(value, Tensor, lambda t: t.clone() if tensors and not t.requires_grad else t)
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor in a nest has been written into.
+
+    The counter is what autograd itself checks saved tensors by; it has an underscore but no public twin.
+    """
+    versions: list[int] = []
+    apply_to_collection(value, Tensor, lambda t: versions.append(t._version) if not t.is_inference() else None)
+    return versions

@@ -17,6 +17,8 @@ class Metric(ABC):
 
     #: Start of ε that suits the metric, used by the default rule.
     default_epsilon: float
+    #: ε below which a step is too long for any network, 0 if the metric cannot tell.
+    default_floor: float
 
     @abstractmethod
     def update(self, state: dict[str, Any], gradient: Tensor) -> None:
@@ -31,6 +33,7 @@ class Euclidean(Metric):
     """D = 1, the plain method."""
 
     default_epsilon = 5.0
+    default_floor = 0.0
 
     @override
     def update(self, state: dict[str, Any], gradient: Tensor) -> None:
@@ -48,6 +51,8 @@ class RMS(Metric):
     """
 
     default_epsilon = 62.5
+    # A weight whose gradient is as large as usual moves by 1/(2ε); longer steps than 0.02 lose what was learnt.
+    default_floor = 25.0
     decay = 0.999
     tiny = 1e-8
 

@@ -106,8 +106,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.total_steps = None if total_steps is None else integer("total_steps", total_steps, low=1)
         self.metric = make_metric(metric)
         self.augmentation = make_augmentation(augmentation, epsilon)
-        if not self.augmentation.started:
-            self.augmentation.start(self.metric.default_epsilon)
+        self.augmentation.prepare(self.metric.default_epsilon, self.metric.default_floor)
+        #: Whether the regulariser was left open; then it depends on whether the length is known.
+        self.has_default_regularizer = regularizer is None
+        #: Whether nobody has chosen the regulariser, so that it may follow from the length of the training.
+        self.regularizer_is_default = regularizer is None
         if regularizer is None:
             regularizer = L0() if total_steps is None else Cardinality()
         if not isinstance(regularizer, Regularizer):
@@ -156,16 +159,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
         total = sum(w.numel() for w in weights)
         return 1.0 - sum(int(torch.count_nonzero(w)) for w in weights) / total if total else 0.0
 
-    def set_total_steps(self, total_steps: int, default_regularizer: bool = False) -> None:
+    def set_total_steps(self, total_steps: int) -> None:
         """Tells the length of the training when it becomes known only after construction.
 
         Args:
             total_steps: Length in iterations, at least 1.
-            default_regularizer: Whether to go over to the regulariser that is the default where the
-                length is known.
         """
         self.total_steps = integer("total_steps", total_steps, low=1)
-        if default_regularizer:
+        if self.has_default_regularizer:
             self.regularizer = Cardinality()
 
     def check_ready(self) -> None:
@@ -273,6 +274,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
             epsilon = self._epsilon()
             candidate = self._maximise_(base, gradients, metric, regularizer, regularized, epsilon, penalty)
             trial_loss = sweeps.trial()
+            if not math.isfinite(trial_loss):
+                trial_loss = math.nan  # So that −∞ is a rejection, too.
             change = trial_loss - base_loss
             accepted = self._accepts(change, candidate, resolution)
             if not accepted and tightened and not projected:
@@ -327,11 +330,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
         penalty_change: float,
     ) -> _Candidate:
         """⟨G, û − w⟩ and τ = ‖û − w‖²_D for the û that the parameters hold."""
-        slopes, taus = [], []
+        slopes: list[Tensor] = []
+        taus: list[Tensor] = []
         for p, w, gradient, d in zip(self._parameters(), base, gradients, metric, strict=True):
-            step = p - w
-            slopes.append(_total(-gradient * step) if gradient is not None else 0.0)
-            taus.append(_total(step.square_().mul_(d)))
+            step = (p - w).flatten()
+            if gradient is not None:
+                slopes.append(-torch.dot(gradient.flatten(), step))
+            taus.append(torch.dot(step * (d.flatten() if isinstance(d, Tensor) else d), step))
         slope, tau = _sum(slopes), _sum(taus)
         return _Candidate(slope, tau, penalty_change)
 
@@ -404,8 +409,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
     def _gradients_are_finite(self) -> bool:
-        norms = [g.abs().amax() for p in self._parameters() if (g := self._gradient(p)) is not None and g.numel()]
-        return not norms or bool(torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all())
+        gradients = [g for p in self._parameters() if (g := self._gradient(p)) is not None and g.numel()]
+        return math.isfinite(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf))
 
     def _update_metric(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[MetricWeight]:
         weights: list[MetricWeight] = []
@@ -417,15 +422,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return weights
 
 
-def _total(values: Tensor) -> Tensor:
-    """Σ of all entries, in double precision where the device has it."""
-    return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
-
-
-def _sum(values: Sequence[Tensor | float]) -> float:
-    """Σ as a Python float, with one transfer from the device."""
-    tensors = [v for v in values if isinstance(v, Tensor)]
-    return math.fsum(torch.stack([t.to(tensors[0].device) for t in tensors]).tolist()) if tensors else 0.0
+def _sum(values: Sequence[Tensor]) -> float:
+    """Σ of scalars in double precision, with one transfer from the device."""
+    return math.fsum(torch.stack([v.to(values[0].device) for v in values]).tolist()) if values else 0.0
 
 
 def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) -> Augmentation:

@@ -149,16 +149,11 @@ class BSQHStrategy(SingleDeviceStrategy):
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches} cannot be used with BSQHStrategy: an"
                 " iteration needs forward, adjoint and trials on the same batch. Use larger batches instead."
             )
-        refused = {
-            StochasticWeightAveraging: "averaged weights have no exact zeros",
-            GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
-        }
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for kind, reason in refused.items():
-                if isinstance(callback, kind):
-                    raise MisconfigurationException(
-                        f"The callback {kind.__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
-                    )
+        if is_overridden("configure_gradient_clipping", model):
+            raise MisconfigurationException(
+                f"{type(model).__name__} overrides configure_gradient_clipping, which cannot be used with BSQHStrategy:"
+                " a clipped gradient is not the adjoint state's, and ε already bounds the step. Remove it."
+            )
         if self.precision_plugin.precision in ("16-mixed", "16-true"):
             raise MisconfigurationException(
                 f"precision={self.precision_plugin.precision!r} cannot be used with BSQHStrategy: in half precision the"
@@ -170,8 +165,22 @@ class BSQHStrategy(SingleDeviceStrategy):
                 " batch again. Take (batch, batch_idx) instead."
             )
 
+    def _refuse_callbacks(self, trainer: pl.Trainer) -> None:
+        refused = {
+            StochasticWeightAveraging: "averaged weights have no exact zeros",
+            GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
+        }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for kind, reason in refused.items():
+                if isinstance(callback, kind):
+                    raise MisconfigurationException(
+                        f"The callback {kind.__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
+                    )
+
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        # Only now are those of the module's configure_callbacks among the Trainer's.
+        self._refuse_callbacks(trainer)
         module = self.lightning_module
         assert module is not None
         configured = module.configure_optimizers()
@@ -218,8 +227,8 @@ class BSQHStrategy(SingleDeviceStrategy):
             assert self.lightning_module is not None
             steps = self.lightning_module.trainer.estimated_stepping_batches
             if 0 < steps < float("inf"):
-                optimizer.set_total_steps(int(steps), default_regularizer=self._options["regularizer"] is None)
-            elif self._options["regularizer"] is None:
+                optimizer.set_total_steps(int(steps))
+            elif optimizer.has_default_regularizer:
                 rank_zero_warn(
                     "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
                     " instead of a ramp of the sparsity; give max_steps to the Trainer or total_steps to BSQHStrategy."
@@ -239,8 +248,9 @@ class BSQHStrategy(SingleDeviceStrategy):
                 # uninterrupted run did not draw.
                 self._resumed_random.restore()
             self._resumed_random = None
-        batch = self._sweeps.begin((*args, *kwargs.values()))
-        output = super().training_step(*batch)
+        self._sweeps.begin((*args, *kwargs.values()))
+        output = super().training_step(*args, **kwargs)
+        self._sweeps.end((*args, *kwargs.values()))
         loss = loss_of(output)
         if loss is not None:
             check_loss(loss, "training_step")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_bsqh.fast_pooling import FastPooling
 from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
 
 
@@ -16,9 +18,13 @@ class Sweeps(ABC):
     """What one iteration needs from the problem: L_B and G at w once, then L_B at candidates.
 
     The parameters hold the point at which a sweep is done; the sweeps never change them.
+
+    Args:
+        devices: Where the network lives.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = sorted(set(devices), key=str)
         self._closure: Callable[[], Tensor | None] | None = None
         self._trials_need_graph = False
 
@@ -51,7 +57,8 @@ class Sweeps(ABC):
         """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
         if not self._trials_need_graph:
             try:
-                with torch.no_grad():
+                on_cpu = all(device.type == "cpu" for device in self._devices)
+                with torch.no_grad(), FastPooling() if on_cpu else nullcontext():
                     return evaluate()
             except RuntimeError as error:
                 if "require grad" not in str(error) and "requires grad" not in str(error):
@@ -99,10 +106,9 @@ class ClosureSweeps(Sweeps):
     """
 
     def __init__(self, parameters: Sequence[Tensor], module: nn.Module | None) -> None:
-        super().__init__()
+        super().__init__(p.device for p in parameters)
         self._parameters = parameters
         self._module = module
-        self._devices = sorted({p.device for p in parameters}, key=str)
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 

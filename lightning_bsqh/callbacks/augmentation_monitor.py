@@ -8,6 +8,7 @@ import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
+from lightning_bsqh.callbacks._logging import loggers_are_due, show, write
 from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
 
 
@@ -17,8 +18,8 @@ class AugmentationMonitor(L.Callback):
     The keys are ``bsqh/epsilon``, ``bsqh/objective``, ``bsqh/loss_decrease``, ``bsqh/tau``,
     ``bsqh/trials``, ``bsqh/accepted`` (1 or 0) and ``bsqh/skipped`` (the number of batches skipped so
     far). The values are those of :class:`~lightning_bsqh.optimizer.StepReport`; objective (after the
-    step) and decrease are in the units of the loss. The Trainer hands on to loggers only what falls
-    on a multiple of its ``log_every_n_steps``.
+    step) and decrease are in the units of the loss. Loggers get what falls on a multiple of the
+    Trainer's ``log_every_n_steps``, too.
 
     Args:
         every_n_steps: Log every so many iterations, at least 1.
@@ -60,8 +61,10 @@ class AugmentationMonitor(L.Callback):
         self.accepted_trials += report.accepted
         self.rejected_trials += report.trials - report.accepted
         if trainer.global_step % self.every_n_steps == 0:
-            pl_module.log("bsqh/epsilon", report.epsilon, prog_bar=self.prog_bar)
-            pl_module.log_dict(_values(report, optimizer.skipped))
+            values = _values(report, optimizer.skipped)
+            show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
+            if loggers_are_due(trainer):
+                write(trainer, values)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class AugmentationMonitor(L.Callback):
 
 def _values(report: StepReport, skipped: int) -> dict[str, float]:
     return {
+        "bsqh/epsilon": report.epsilon,
         "bsqh/objective": report.objective_after,
         "bsqh/loss_decrease": report.loss_decrease,
         "bsqh/tau": report.tau,

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
+from lightning_bsqh.callbacks._logging import loggers_are_due, show, write
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
@@ -19,7 +20,8 @@ class SparsityMonitor(L.Callback):
 
     A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
     is the number of the others. With another optimizer than bSQH's, all parameters with two or more
-    dimensions count. The last step of each epoch and of the training is always measured.
+    dimensions count. The last step of each epoch is measured, too, for other callbacks. Loggers get
+    what falls on a multiple of the Trainer's ``log_every_n_steps``, and always the outcome.
 
     Args:
         every_n_steps: Measure every so many iterations, at least 1.
@@ -32,25 +34,26 @@ class SparsityMonitor(L.Callback):
     def __init__(self, every_n_steps: int = 50, prog_bar: bool = True) -> None:
         self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
         self.prog_bar = prog_bar
+        self._written: int | None = None
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_end = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        if trainer.global_step % self.every_n_steps and not at_end:
+        due = trainer.global_step % self.every_n_steps == 0
+        if not due and not at_end:
             return
         values = sparsity_values(layer_weights(trainer, pl_module))
-        pl_module.log("sparsity/total", values.pop("sparsity/total"), prog_bar=self.prog_bar)
-        pl_module.log_dict(values)
+        show(pl_module, values, in_bar="sparsity/total" if self.prog_bar else None)
+        if due and loggers_are_due(trainer):
+            write(trainer, values)
+            self._written = trainer.global_step
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # The Trainer hands values on every log_every_n_steps only; the outcome must not be lost to that.
-        values = sparsity_values(layer_weights(trainer, pl_module))
-        for logger in trainer.loggers:
-            # Loggers count from 0.
-            logger.log_metrics(values, step=max(trainer.global_step - 1, 0))
+        if self._written != trainer.global_step:
+            write(trainer, sparsity_values(layer_weights(trainer, pl_module)))
 
 
 def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:

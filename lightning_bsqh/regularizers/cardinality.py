@@ -57,8 +57,10 @@ class Cardinality(Regularizer):
         last = min(max(int(end * total_steps), first), total_steps - 1)
         if step >= last:
             return self.sparsity
+        if step < first:
+            return 0.0
         interval = self.interval or min(max(total_steps // 200, 2), 100)
-        reached = max(step - first, 0) // interval * interval
+        reached = (step - first) // interval * interval
         return self.sparsity * (1.0 - (1.0 - reached / (last - first)) ** 3)
 
     @override

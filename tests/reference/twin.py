@@ -105,7 +105,8 @@ class BacktrackingTwin:
 @dataclass
 class CurvatureTwin:
     epsilon: float
-    safety: float = 0.6
+    floor: float = 0.0
+    safety: float = 0.55
     numerator: float = 0.0
     denominator: float = 0.0
 
@@ -118,7 +119,7 @@ class CurvatureTwin:
         elif known and not tightened:
             self.numerator = 0.9 * self.numerator + 0.1 * second_order
             self.denominator = 0.9 * self.denominator + 0.1 * tau
-            target = self.safety * self.numerator / self.denominator
+            target = max(self.safety * self.numerator / self.denominator, self.floor)
             move = 0.05 * math.log(target / self.epsilon) if target > 0 else -math.inf
             self.epsilon *= math.exp(np.clip(move, -0.05, 0.1))
 

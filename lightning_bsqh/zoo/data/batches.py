@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -147,6 +148,8 @@ class InMemoryDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """All validation images in a fixed order; an empty list if there are none."""
         if self.val_set is None or len(self.val_set) == 0:
+            # Lightning asks whether the empty list is intended. It is.
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
             return []
         return self._loader(self.val_set)
 

@@ -111,7 +111,7 @@ def test_damaged_archive_is_named(tmp_path, damage) -> None:
     make_cifar10(tmp_path)
     archive = tmp_path / "train.tar.gz"
     archive.write_bytes(damage(archive.read_bytes()))
-    with pytest.raises(ValueError, match="train.tar.gz is damaged: it cannot be unpacked"):
+    with pytest.raises(ValueError, match=r"train.tar.gz is damaged: it cannot be unpacked"):
         _ready(tmp_path)
 
 
@@ -121,10 +121,10 @@ def test_damaged_image_is_named(tmp_path) -> None:
     good = image.read_bytes()
     for bad in (b"no image", good[: len(good) // 2]):
         image.write_bytes(bad)
-        with pytest.raises(ValueError, match="the image cat/0001.png is damaged"):
+        with pytest.raises(ValueError, match=r"the image cat/0001.png is damaged"):
             _ready(tmp_path)
     image.write_bytes(png_bytes(torch.zeros(3, 20, 30, dtype=torch.uint8)))
-    with pytest.raises(ValueError, match="cat/0001.png is 30x20 pixels, not 32x32"):
+    with pytest.raises(ValueError, match=r"cat/0001.png is 30x20 pixels, not 32x32"):
         _ready(tmp_path)
 
 

@@ -27,9 +27,11 @@ def test_reads_the_files(tmp_path, compressed: bool, sub_folder: str) -> None:
     raw = arrays["t10k-images-idx3-ubyte"][:10].unsqueeze(1)
     assert torch.allclose(images, (raw / 255.0 - 0.1307) / 0.3081, atol=1e-5)
     assert torch.equal(labels, arrays["t10k-labels-idx1-ubyte"][:10].long())
-    drawn = [(image, int(label)) for images, labels in data.train_dataloader() for image, label in zip(images, labels)]
-    assert len(drawn) == 40
-    for image, label in drawn:  # each image came with its own label
+    batches = list(data.train_dataloader())
+    assert len(batches) == 4
+    drawn = torch.cat([images for images, _ in batches])
+    for image, label in zip(drawn, torch.cat([labels for _, labels in batches]).tolist(), strict=True):
+        # Each image came with its own label.
         assert image[0, 2 * label : 2 * label + 6, 4:24].min() > 1.0
     assert data.val_dataloader() == []
 
@@ -115,7 +117,7 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch) -> None:
         raise RuntimeError("Error downloading")
 
     monkeypatch.setattr(datasets, "MNIST", mnist)
-    with pytest.raises(RuntimeError, match="the download failed .* put the four IDX files there"):
+    with pytest.raises(RuntimeError, match=r"the download failed .* put the four IDX files there"):
         MNISTDataModule(str(tmp_path)).prepare_data()
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(ModuleNotFoundError, match="pip install torchvision"):

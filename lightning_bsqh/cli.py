@@ -1,0 +1,79 @@
+"""The command ``lightning-bsqh``: LightningCLI with a test after the fit, and the demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+# Registers the strategy, so that the string "bsqh" works in YAML and on the command line.
+import lightning_bsqh  # noqa: F401
+from lightning_bsqh.callbacks.sparsity_monitor import layer_weights, sparsity_values
+
+_DESCRIPTION = (
+    "Trains sparse networks by the batch sequential quadratic Hamiltonian method. "
+    "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo"
+)
+
+
+class BSQHCLI(LightningCLI):
+    """LightningCLI for any module and data module; after ``fit`` it tests and prints accuracy and sparsity.
+
+    Args:
+        args: The arguments of the command line, without the program's name; None takes ``sys.argv``.
+        **options: Further arguments of LightningCLI.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None, **options: Any) -> None:
+        defaults: dict[str, Any] = {
+            "seed_everything_default": 0,
+            "save_config_kwargs": {"overwrite": True},
+            "parser_kwargs": {"description": _DESCRIPTION},
+        }
+        super().__init__(args=None if args is None else list(args), **{**defaults, **options})
+
+    def after_fit(self) -> None:
+        """Tests the network where the data have a test set, and says how sparse it is."""
+        if self.trainer.interrupted:
+            return
+        values = sparsity_values(layer_weights(self.trainer, self.model))
+        owner = self.datamodule if self.datamodule is not None else self.model
+        metrics: dict[str, float] = {}
+        if is_overridden("test_dataloader", owner) and is_overridden("test_step", self.model):
+            for result in self.trainer.test(self.model, datamodule=self.datamodule, verbose=False):
+                metrics |= result
+        if self.trainer.is_global_zero:
+            for name, value in metrics.items():
+                print(f"{name:<14} {value:.4f}")
+            print(f"{'sparsity':<14} {values['sparsity/total']:.4f} ({values['nonzero/total']:,.0f} weights are left)")
+            if self.trainer.log_dir is not None:
+                print(f"{'run folder':<14} {self.trainer.log_dir}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: The arguments, without the program's name; None takes ``sys.argv``.
+
+    Raises:
+        SystemExit: If an argument is wrong, or jsonargparse is not installed.
+    """
+    typed = sys.argv[1:] if args is None else args
+    # What jsonargparse[signatures] brings; LightningCLI cannot do without either.
+    if any(importlib.util.find_spec(name) is None for name in ("jsonargparse", "typeshed_client")):
+        raise SystemExit('lightning-bsqh needs jsonargparse: pip install "jsonargparse[signatures]"')
+    if typed and typed[0] == "demo":
+        from lightning_bsqh.demo import main as demo
+
+        demo(typed[1:])
+    else:
+        BSQHCLI(args)
+
+
+if __name__ == "__main__":
+    main()

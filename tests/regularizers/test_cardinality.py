@@ -1,0 +1,96 @@
+"""The ramp of the cardinality constraint, and that tightening never sticks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_bsqh import BSQHOptimizer, Cardinality, Curvature
+from tests.problems import cross_entropy, data, smooth_network
+
+
+@settings(deadline=None, max_examples=100)
+@given(total=st.integers(1, 500), sparsity=st.floats(0, 0.99), start=st.floats(0, 1), width=st.floats(0, 1))
+def test_ramp_rises_to_the_target_and_stays(total: int, sparsity: float, start: float, width: float) -> None:
+    regularizer = Cardinality(sparsity, ramp=(start, min(start + width, 1.0)))
+    demanded = [regularizer.sparsity_at(step, total) for step in range(total)]
+    assert demanded == sorted(demanded)
+    assert demanded[-1] == sparsity
+    assert all(0.0 <= value <= sparsity for value in demanded)
+
+
+def test_between_tightenings_the_demand_is_constant() -> None:
+    demanded = [Cardinality(0.9).sparsity_at(step, 2000) for step in range(2000)]
+    changes = [step for step in range(1, 2000) if demanded[step] != demanded[step - 1]]
+    assert changes[0] >= 100
+    assert changes[-1] == 1000
+    assert min(b - a for a, b in zip(changes, changes[1:], strict=False)) >= 10
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 120])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.983])
+def test_target_is_met_to_the_weight(total: int, sparsity: float) -> None:
+    network = smooth_network()
+    x, y = data()
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(sparsity), total_steps=total)
+    for _ in range(total):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+    weights = [p for p in network.parameters() if p.dim() >= 2]
+    n = sum(w.numel() for w in weights)
+    assert sum(int((w == 0).sum()) for w in weights) == round(sparsity * n)
+    assert all(int(torch.count_nonzero(p)) == p.numel() for p in network.parameters() if p.dim() < 2)
+
+
+def test_tightening_never_sticks() -> None:
+    """Even if no trial is ever better than the inadmissible w, every demand of the ramp is met at once."""
+    network = smooth_network()
+    x, y = data()
+    total = 60
+    # Far too small an ε and one trial only: nearly everything is rejected.
+    rule = Curvature(epsilon=1e-6, epsilon_max=1e-5)
+    optimizer = BSQHOptimizer(
+        network, regularizer=Cardinality(0.9), augmentation=rule, total_steps=total, max_trials=1
+    )
+    n = sum(p.numel() for p in network.parameters() if p.dim() >= 2)
+    rejected = 0
+    for step in range(total):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+        report = optimizer.last_step
+        rejected += not report.accepted
+        demanded = round(optimizer.regularizer.sparsity_at(step, total) * n)
+        assert sum(int((p == 0).sum()) for p in network.parameters() if p.dim() >= 2) >= demanded
+        assert math.isfinite(float(cross_entropy(network, x, y)))
+    assert rejected > total // 2
+
+
+def test_projection_is_the_measure_while_tightening() -> None:
+    """An accepted step from an inadmissible w lowers the loss of w or that of w's projection."""
+    network = smooth_network()
+    x, y = data()
+    total = 40
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.95, ramp=(0.1, 0.9)), total_steps=total)
+    seen = 0
+    for _ in range(total):
+        loss = float(cross_entropy(network, x, y))
+        optimizer.step(lambda: cross_entropy(network, x, y))
+        report = optimizer.last_step
+        if report.accepted:
+            assert report.objective_after < report.objective_before
+        if report.accepted and report.tightened and report.objective_before != loss:
+            seen += 1
+            assert report.objective_before > loss
+    assert seen > 0
+
+
+def test_needs_the_length_of_the_training() -> None:
+    network = smooth_network()
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9))
+    with pytest.raises(ValueError, match="total_steps must be given"):
+        optimizer.step(lambda: cross_entropy(network, *data()))
+    at_once = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0)))
+    at_once.step(lambda: cross_entropy(network, *data()))
+    assert at_once.sparsity() == pytest.approx(0.9, abs=0.005)

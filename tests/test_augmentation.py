@@ -1,0 +1,125 @@
+"""The rules for ε on their own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_bsqh import Backtracking, Curvature
+from lightning_bsqh.augmentation import CosineRaise, Trial
+
+
+def trial(curvature: float = 4.0, accepted: bool = True, tightened: bool = False, tau: float = 0.1) -> Trial:
+    """A trial on a quadratic model with the given curvature along the step."""
+    slope = 0.3
+    return Trial(
+        epsilon=1.0,
+        loss_change=0.5 * curvature * tau - slope,
+        slope=slope,
+        tau=tau,
+        accepted=accepted,
+        tightened=tightened,
+        resolution=0.0,
+    )
+
+
+def test_backtracking_is_the_sqh_rule() -> None:
+    rule = Backtracking(epsilon=2.0, sigma=1.5, zeta=0.5)
+    rule.observe(trial(accepted=False))
+    assert rule.epsilon == pytest.approx(3.0)
+    rule.observe(trial())
+    assert rule.epsilon == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("start", [1e-3, 1.2, 1e4])
+def test_curvature_finds_the_target_from_anywhere(start: float) -> None:
+    rule = Curvature(epsilon=start, safety=0.6)
+    for _ in range(2000):
+        rule.observe(trial(curvature=4.0))
+    assert rule.epsilon == pytest.approx(0.6 * 4.0 / 2, rel=1e-6)
+
+
+def test_curvature_moves_within_its_limits() -> None:
+    rule = Curvature(epsilon=1.0, fall=0.05, rise=0.1)
+    rule.observe(trial(curvature=1e-9))
+    assert rule.epsilon == pytest.approx(math.exp(-0.05))
+    rule = Curvature(epsilon=1.0, fall=0.05, rise=0.1)
+    rule.observe(trial(curvature=1e9))
+    assert rule.epsilon == pytest.approx(math.exp(0.1))
+
+
+def test_negative_curvature_on_one_batch_does_no_harm() -> None:
+    rule = Curvature(epsilon=1.2)
+    for _ in range(200):
+        rule.observe(trial())
+    settled = rule.epsilon
+    rule.observe(trial(curvature=-1.0))
+    assert rule.epsilon > 0.95 * settled
+
+
+def test_the_target_stays_above_the_floor() -> None:
+    rule = Curvature(floor=3.0)
+    rule.prepare(default_epsilon=9.0, default_floor=5.0)
+    for _ in range(1000):
+        rule.observe(trial(curvature=1e-3))
+    assert rule.epsilon == pytest.approx(3.0)
+    left_to_the_metric = Curvature()
+    left_to_the_metric.prepare(default_epsilon=9.0, default_floor=5.0)
+    assert left_to_the_metric.epsilon == 9.0
+    for _ in range(1000):
+        left_to_the_metric.observe(trial(curvature=1e-3))
+    assert left_to_the_metric.epsilon == pytest.approx(5.0)
+
+
+def test_tightened_trials_are_left_out_unless_rejected() -> None:
+    rule = Curvature(epsilon=1.0)
+    rule.observe(trial(curvature=1e-6, tightened=True))
+    assert rule.epsilon == 1.0
+    rule.observe(trial(curvature=1e-6, tightened=True, accepted=False))
+    assert rule.epsilon == pytest.approx(1.1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    curvature=st.floats(-1e6, 1e6) | st.just(math.nan) | st.just(math.inf),
+    tau=st.floats(0, 1e3),
+    start=st.floats(1e-6, 1e6),
+)
+def test_a_rejection_always_raises_epsilon(curvature: float, tau: float, start: float) -> None:
+    for rule in (Backtracking(epsilon=start), Curvature(epsilon=start)):
+        rule.observe(trial(curvature, accepted=False, tau=tau))
+        assert 1.1 * start * (1 - 1e-12) <= rule.epsilon <= 2.0 * start * (1 + 1e-12)
+
+
+def test_bounds_hold() -> None:
+    rule = Backtracking(epsilon=1.0, epsilon_min=0.5, epsilon_max=2.0, sigma=10.0, zeta=0.01)
+    rule.observe(trial())
+    assert rule.epsilon == 0.5
+    rule.observe(trial(accepted=False))
+    assert rule.epsilon == 2.0
+    assert rule.epsilon_at(1.0) == 2.0
+
+
+def test_schedule_is_a_cosine_and_ends_finite() -> None:
+    factor = CosineRaise(limit=100.0)
+    assert factor(0.0) == 1.0
+    assert factor(0.5) == pytest.approx(2.0)
+    assert factor(1.0) == 100.0
+    rule = Backtracking(epsilon=3.0)
+    assert rule.epsilon_at(None) == 3.0
+    assert rule.epsilon_at(0.5) == pytest.approx(6.0)
+    assert Backtracking(epsilon=3.0, schedule=False).epsilon_at(0.5) == 3.0
+
+
+def test_state_goes_on_where_it_was() -> None:
+    first = Curvature(epsilon=1.0)
+    for curvature in (3.0, 8.0, -2.0):
+        first.observe(trial(curvature))
+    second = Curvature(epsilon=5.0)
+    second.load_state_dict(first.state_dict())
+    for rule in (first, second):
+        rule.observe(trial(2.5))
+    assert first.epsilon == second.epsilon

@@ -1,0 +1,100 @@
+import sys
+
+import pytest
+
+pytest.importorskip("jsonargparse")
+
+from lightning_bsqh import BSQHStrategy
+from lightning_bsqh import cli as module
+from lightning_bsqh.cli import BSQHCLI, main
+from tests.zoo.made_data import make_mnist
+
+
+@pytest.fixture(autouse=True)
+def bare_command_line(monkeypatch) -> None:
+    """LightningCLI warns where it is given arguments beside those typed, here pytest's."""
+    monkeypatch.setattr(sys, "argv", ["lightning-bsqh"])
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch) -> list[str]:
+    """A complete command line for MNIST in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    make_mnist(tmp_path / "made")
+    return [
+        "--model", "lightning_bsqh.zoo.ImageClassifier", "--model.network", "lightning_bsqh.zoo.LeNet5",
+        "--data", "lightning_bsqh.zoo.data.MNISTDataModule", "--data.root", str(tmp_path / "made"),
+        "--data.batch_size", "10", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--trainer.logger", "false", "--trainer.enable_checkpointing", "false",
+    ]  # fmt: skip
+
+
+def test_fit_with_the_string(arguments, capsys) -> None:
+    cli = BSQHCLI(["fit", *arguments, "--trainer.strategy", "bsqh"])
+    assert isinstance(cli.trainer.strategy, BSQHStrategy)
+    printed = capsys.readouterr().out
+    assert "test_accuracy" in printed
+    assert "sparsity       0.9000 (6,147 weights are left)" in printed
+
+
+def test_options_of_the_strategy(arguments) -> None:
+    arguments += ["--trainer.strategy", "lightning_bsqh.BSQHStrategy", "--trainer.strategy.eta", "0.01"]
+    arguments += ["--trainer.strategy.augmentation", "lightning_bsqh.Backtracking"]
+    arguments += ["--trainer.strategy.augmentation.sigma", "3.0", "--trainer.strategy.regularizer", "lightning_bsqh.L1"]
+    cli = BSQHCLI(["fit", *arguments, "--trainer.strategy.regularizer.rho", "1e-6"])
+    optimizer = cli.trainer.optimizers[0]
+    assert optimizer.eta == 0.01
+    assert optimizer.augmentation.sigma == 3.0
+    assert optimizer.regularizer.rho == 1e-6
+
+
+def test_validate_test_and_predict(arguments) -> None:
+    for subcommand in ("validate", "test", "predict"):
+        cli = BSQHCLI([subcommand, *arguments, "--data.val_images", "10", "--trainer.strategy", "bsqh"])
+        assert cli.trainer.state.finished
+    assert not cli.trainer.optimizers
+
+
+def test_runs_are_alike_by_default(arguments) -> None:
+    first = BSQHCLI(["fit", *arguments, "--trainer.strategy", "bsqh"]).model.network.fc3.weight
+    second = BSQHCLI(["fit", *arguments, "--trainer.strategy", "bsqh"]).model.network.fc3.weight
+    other = BSQHCLI(
+        ["fit", *arguments, "--trainer.strategy", "bsqh", "--seed_everything", "1"]
+    ).model.network.fc3.weight
+    assert first.equal(second)
+    assert not first.equal(other)
+
+
+def test_another_strategy_has_its_sparsity_printed_too(arguments, capsys) -> None:
+    BSQHCLI(["fit", *arguments, "--optimizer", "Adam"])
+    assert "sparsity       0.0000" in capsys.readouterr().out
+
+
+def test_demo_goes_to_the_demo(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("lightning_bsqh.demo.main", seen.append)
+    main(["demo", "--seed", "3"])
+    assert seen == [["--seed", "3"]]
+
+
+def test_help_names_the_demo(capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["--help"])
+    assert error.value.code == 0
+    assert "lightning-bsqh demo" in " ".join(capsys.readouterr().out.split())
+
+
+def test_takes_the_typed_arguments(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(module, "BSQHCLI", seen.append)
+    monkeypatch.setattr(sys, "argv", ["lightning-bsqh", "fit"])
+    main()
+    assert seen == [None]  # LightningCLI reads them itself
+
+
+@pytest.mark.parametrize("missing", ["jsonargparse", "typeshed_client"])
+def test_without_jsonargparse(monkeypatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit, match=r'pip install "jsonargparse\[signatures\]"'):
+        main(["fit"])
