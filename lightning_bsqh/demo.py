@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import time
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -62,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments after ``demo``; None takes ``sys.argv``.
 
     Raises:
-        SystemExit: If an argument is wrong.
+        SystemExit: If an argument is wrong, or a package that the demo needs is not installed.
     """
     parser = argparse.ArgumentParser(
         prog="lightning-bsqh demo",
@@ -74,7 +76,13 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"argument --epochs: must be at least 1, got {options.epochs}")
+    # Before the training, not after it.
+    missing = [name for name in ("matplotlib", "rich", "sklearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f'The demo needs {", ".join(missing)}: pip install "lightning-bsqh[recipes]"')
     _quieten()
+    # The network is too small to share out, and where other programs run a second thread costs far more than it brings.
+    torch.set_num_threads(1)
     print_result(run_demo(options.output, options.seed, options.epochs), options.seed)
 
 
@@ -111,6 +119,8 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     assert isinstance(optimizer, BSQHOptimizer)  # the recipe's strategy sees to it
     report = optimizer.last_step
     assert report is not None  # there was at least one batch
+    # Before the test, which puts the callbacks back to where they were at the checkpoint.
+    accepted_trials, rejected_trials = monitor.accepted_trials, monitor.rejected_trials
     # Puts the checkpoint's weights into the model, so what is counted below is what was tested.
     (metrics,) = trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
     files = {
@@ -124,8 +134,8 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     return DemoResult(
         test_accuracy=metrics["test_accuracy"],
         zeros=count_zeros(weights),
-        accepted_trials=monitor.accepted_trials,
-        rejected_trials=monitor.rejected_trials,
+        accepted_trials=accepted_trials,
+        rejected_trials=rejected_trials,
         skipped=optimizer.skipped,
         epsilon=report.epsilon,
         seconds=seconds,

@@ -134,7 +134,7 @@ def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
         # "conv*" means layers, not all names that begin so: conv1.bias is no default tensor of conv1.
         matched = {n for layer in selected for n in (layer.parameters if takes_out else layer.regularized & defaults)}
         matched |= {
-            n for layer in layers for n in layer.parameters if n == bare or not selected and fnmatchcase(n, bare)
+            n for layer in layers for n in layer.parameters if n == bare or (not selected and fnmatchcase(n, bare))
         }
         if not matched and not selected:
             names = ", ".join(layer.name for layer in layers)

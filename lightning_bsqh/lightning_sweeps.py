@@ -41,6 +41,9 @@ class LightningSweeps(Sweeps):
         self._writes_batch: bool | None = None
         self._versions: list[int] = []
         self._batch_is_lost = False
+        self._has_loss = False
+        #: Whether training_step had a loss that never came with the closure.
+        self.closure_was_withheld = False
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 
@@ -55,8 +58,14 @@ class LightningSweeps(Sweeps):
         self._start = RandomState.capture(self._devices)
         self._before = ModuleState(self._module)
 
-    def end(self, batch: tuple[Any, ...]) -> None:
-        """Called when training_step is through: notices whether it has written into its batch."""
+    def end(self, batch: tuple[Any, ...], has_loss: bool) -> None:
+        """Called when training_step is through: notices whether it has written into its batch.
+
+        Args:
+            batch: The arguments that training_step was run with.
+            has_loss: Whether it returned a loss.
+        """
+        self._has_loss = has_loss
         changed = _versions(batch) != self._versions
         # A copy costs memory, so it is made only for the first batch and for those who need it.
         self._batch_is_lost = changed and self._writes_batch is False
@@ -67,6 +76,7 @@ class LightningSweeps(Sweeps):
         assert self._closure is not None, "on_batch comes first"
         with torch.enable_grad():
             loss = self._closure()
+        self.closure_was_withheld = loss is None and self._has_loss
         # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.
         return None if loss is None or self._batch_is_lost else loss.detach()
 
@@ -83,6 +93,7 @@ class LightningSweeps(Sweeps):
     def release(self) -> None:
         """Forgets the batch, so that its memory is free between steps."""
         self._batch, self._closure, self._start, self._before = (), None, None, None
+        self._has_loss = False
 
     def _evaluate(self) -> float:
         assert self._start is not None, "training_step comes first"

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer, number
 from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
-from lightning_bsqh.hamiltonian import augmented_gain
+from lightning_bsqh.iteration import Candidate, Iteration
 from lightning_bsqh.layers import find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
@@ -53,15 +53,6 @@ class StepReport:
     skipped: bool
     tightened: bool
     hamiltonian_gain: float
-
-
-@dataclass
-class _Candidate:
-    """û of one trial, as numbers; the parameters hold the point itself."""
-
-    slope: float
-    tau: float
-    penalty_change: float
 
 
 class BSQHOptimizer(torch.optim.Optimizer):
@@ -109,8 +100,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.augmentation.prepare(self.metric.default_epsilon, self.metric.default_floor)
         #: Whether the regulariser was left open; then it depends on whether the length is known.
         self.has_default_regularizer = regularizer is None
-        #: Whether nobody has chosen the regulariser, so that it may follow from the length of the training.
-        self.regularizer_is_default = regularizer is None
         if regularizer is None:
             regularizer = L0() if total_steps is None else Cardinality()
         if not isinstance(regularizer, Regularizer):
@@ -256,95 +245,47 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _iterate(self, loss: float, resolution: float, sweeps: Sweeps) -> None:
         parameters = self._parameters()
         gradients = [self._gradient(p) for p in parameters]
-        metric = self._update_metric(parameters, gradients)
-        regularized = [i for i, p in enumerate(parameters) if id(p) in self._regularized]
-        regularizer = self.regularizer.at(self._step, self.total_steps)
-        weights = [parameters[i] for i in regularized]
-        weight_metric = [metric[i] for i in regularized]
-
-        tightened = not regularizer.admits(weights)
-        penalty = regularizer.penalty(weights)
-        base = [p.detach().clone() for p in parameters]
+        iteration = Iteration(
+            parameters,
+            gradients,
+            self._update_metric(parameters, gradients),
+            self.regularizer.at(self._step, self.total_steps),
+            [i for i, p in enumerate(parameters) if id(p) in self._regularized],
+        )
         base_loss = loss
-        projected = False
-        accepted = False
+        projected = accepted = False
         trials = 0
         while not accepted and trials < self.max_trials:
             trials += 1
             epsilon = self._epsilon()
-            candidate = self._maximise_(base, gradients, metric, regularizer, regularized, epsilon, penalty)
+            candidate = iteration.maximise_(epsilon)
             trial_loss = sweeps.trial()
-            if not math.isfinite(trial_loss):
-                trial_loss = math.nan  # So that −∞ is a rejection, too.
-            change = trial_loss - base_loss
+            change = _change(trial_loss, base_loss)
             accepted = self._accepts(change, candidate, resolution)
-            if not accepted and tightened and not projected:
+            if not accepted and iteration.tightened and not projected:
                 # No admissible point need be as good as the inadmissible w: its projection is the measure.
                 projected = True
                 proposal = [p.detach().clone() for p in parameters]
-                self._restore(parameters, base)
-                regularizer.project_(weights, weight_metric)
-                base = [p.detach().clone() for p in parameters]
-                base_loss, penalty = sweeps.trial(), regularizer.penalty(weights)
-                self._restore(parameters, proposal)
-                candidate = self._measure(base, gradients, metric, regularizer.penalty(weights) - penalty)
-                change = trial_loss - base_loss
+                iteration.project_()
+                base_loss = sweeps.trial()
+                for p, value in zip(parameters, proposal, strict=True):
+                    p.copy_(value)
+                candidate = iteration.measure()
+                change = _change(trial_loss, base_loss)
                 accepted = self._accepts(change, candidate, resolution)
             self.augmentation.observe(
-                Trial(epsilon, change, candidate.slope, candidate.tau, accepted, tightened, resolution)
+                Trial(epsilon, change, candidate.slope, candidate.tau, accepted, iteration.tightened, resolution)
             )
         if not accepted:
-            self._restore(parameters, base)
-        self._report(loss, base_loss, penalty, change, candidate, epsilon, trials, accepted, tightened)
+            # A projection whose loss is not finite is no place to stay.
+            iteration.restore_(to_start=not math.isfinite(base_loss))
+        if not math.isfinite(base_loss):
+            change = trial_loss - loss
+            base_loss = loss
+        self._report(loss, base_loss + iteration.penalty, change, candidate, epsilon, trials, accepted, iteration)
 
-    def _maximise_(
-        self,
-        base: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        metric: Sequence[MetricWeight],
-        regularizer: Regularizer,
-        regularized: Sequence[int],
-        epsilon: float,
-        penalty: float,
-    ) -> _Candidate:
-        """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
-        parameters = self._parameters()
-        for p, w, gradient, d in zip(parameters, base, gradients, metric, strict=True):
-            p.copy_(w)
-            if gradient is None:
-                continue
-            # z = w + G/(2εD) with G = −gradient.
-            if isinstance(d, Tensor):
-                p.addcdiv_(gradient, d, value=-0.5 / epsilon)
-            else:
-                p.add_(gradient, alpha=-0.5 / (epsilon * d))
-        weights = [parameters[i] for i in regularized]
-        regularizer.prox_(weights, [metric[i] for i in regularized], epsilon)
-        return self._measure(base, gradients, metric, regularizer.penalty(weights) - penalty)
-
-    def _measure(
-        self,
-        base: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        metric: Sequence[MetricWeight],
-        penalty_change: float,
-    ) -> _Candidate:
-        """⟨G, û − w⟩ and τ = ‖û − w‖²_D for the û that the parameters hold."""
-        slopes: list[Tensor] = []
-        taus: list[Tensor] = []
-        for p, w, gradient, d in zip(self._parameters(), base, gradients, metric, strict=True):
-            step = (p - w).flatten()
-            if gradient is not None:
-                slopes.append(-torch.dot(gradient.flatten(), step))
-            taus.append(torch.dot(step * (d.flatten() if isinstance(d, Tensor) else d), step))
-        slope, tau = _sum(slopes), _sum(taus)
-        return _Candidate(slope, tau, penalty_change)
-
-    def _accepts(self, change: float, candidate: _Candidate, resolution: float) -> bool:
+    def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:
         """The test J_B(û) − J_B(w) ≤ −ητ of design §2 step 4, an Armijo condition in τ instead of the slope."""
-        if not math.isfinite(change):
-            # From an inadmissible w whose projection has no finite loss anything finite is progress.
-            return change == -math.inf
         required = self.eta * candidate.tau
         if abs(change) <= resolution:
             # Below the rounding error of the loss both sides count as zero.
@@ -354,32 +295,28 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _report(
         self,
         loss: float,
-        base_loss: float,
-        penalty: float,
+        before: float,
         change: float,
-        candidate: _Candidate,
+        candidate: Candidate,
         epsilon: float,
         trials: int,
         accepted: bool,
-        tightened: bool,
+        iteration: Iteration,
     ) -> None:
         decrease = -(change + candidate.penalty_change) if accepted else 0.0
-        before = base_loss + penalty
-        after = base_loss + change + penalty + candidate.penalty_change if accepted else before
-        gain = augmented_gain(candidate.slope, candidate.penalty_change, epsilon, candidate.tau)
         self.last_step = StepReport(
             step=self._step,
             loss=loss,
             objective_before=before,
-            objective_after=after,
+            objective_after=before - decrease,
             loss_decrease=decrease,
             epsilon=epsilon,
             tau=candidate.tau if accepted else 0.0,
             trials=trials,
             accepted=accepted,
             skipped=False,
-            tightened=tightened,
-            hamiltonian_gain=gain,
+            tightened=iteration.tightened,
+            hamiltonian_gain=candidate.gain(epsilon),
         )
         for group in self.param_groups:
             group["lr"] = 0.5 / epsilon
@@ -397,11 +334,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _epsilon(self) -> float:
         progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)
         return self.augmentation.epsilon_at(progress)
-
-    @staticmethod
-    def _restore(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        for p, value in zip(parameters, values, strict=True):
-            p.copy_(value)
 
     @staticmethod
     def _gradient(parameter: Tensor) -> Tensor | None:
@@ -422,9 +354,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return weights
 
 
-def _sum(values: Sequence[Tensor]) -> float:
-    """Σ of scalars in double precision, with one transfer from the device."""
-    return math.fsum(torch.stack([v.to(values[0].device) for v in values]).tolist()) if values else 0.0
+def _change(after: float, before: float) -> float:
+    """L_B(û) − L_B(w), +∞ (a rejection) if L_B(û) is not finite."""
+    if not math.isfinite(after):
+        return math.inf
+    # A w without a finite loss can only be the projection onto a tightened constraint: anything is better.
+    return after - before if math.isfinite(before) else -math.inf
 
 
 def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) -> Augmentation:

@@ -82,6 +82,11 @@ class BSQHStrategy(SingleDeviceStrategy):
             "total_steps": total_steps,
         }
         self._regularize = regularize
+        defaults = inspect.signature(BSQHOptimizer).parameters
+        self._has_options = regularize is not None or any(
+            value is not defaults[name].default and value != defaults[name].default
+            for name, value in self._options.items()
+        )
         # The optimizer knows the ranges; an object that trains nothing checks them before there is a model.
         BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **self._options)
         self._sweeps: LightningSweeps | None = None
@@ -154,10 +159,11 @@ class BSQHStrategy(SingleDeviceStrategy):
                 f"{type(model).__name__} overrides configure_gradient_clipping, which cannot be used with BSQHStrategy:"
                 " a clipped gradient is not the adjoint state's, and ε already bounds the step. Remove it."
             )
-        if self.precision_plugin.precision in ("16-mixed", "16-true"):
+        if self.precision_plugin.precision in ("16-mixed", "16-true", "bf16-true"):
             raise MisconfigurationException(
                 f"precision={self.precision_plugin.precision!r} cannot be used with BSQHStrategy: in half precision the"
-                " change of the loss over a step is lost. Use 'bf16-mixed', '32-true' or '64-true'."
+                " weights or the change of the loss over a step are rounded away."
+                " Use 'bf16-mixed', '32-true' or '64-true'."
             )
         if "dataloader_iter" in inspect.signature(model.training_step).parameters:
             raise MisconfigurationException(
@@ -195,6 +201,11 @@ class BSQHStrategy(SingleDeviceStrategy):
             optimizer = optimizers[0]
             if schedulers:
                 rank_zero_warn(f"{_names(schedulers)} from configure_optimizers is ignored: ε has its own schedule.")
+            if self._has_options:
+                rank_zero_warn(
+                    "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its"
+                    " own."
+                )
         else:
             optimizer = self._make_optimizer(module, optimizers)
             if optimizers:
@@ -227,7 +238,9 @@ class BSQHStrategy(SingleDeviceStrategy):
             assert self.lightning_module is not None
             steps = self.lightning_module.trainer.estimated_stepping_batches
             if 0 < steps < float("inf"):
-                optimizer.set_total_steps(int(steps))
+                # Of a training that goes on, a new optimizer sees only what is left.
+                done = self.lightning_module.trainer.global_step - optimizer.iterations
+                optimizer.set_total_steps(max(int(steps) - done, 1))
             elif optimizer.has_default_regularizer:
                 rank_zero_warn(
                     "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
@@ -250,8 +263,8 @@ class BSQHStrategy(SingleDeviceStrategy):
             self._resumed_random = None
         self._sweeps.begin((*args, *kwargs.values()))
         output = super().training_step(*args, **kwargs)
-        self._sweeps.end((*args, *kwargs.values()))
         loss = loss_of(output)
+        self._sweeps.end((*args, *kwargs.values()), has_loss=loss is not None)
         if loss is not None:
             check_loss(loss, "training_step")
         return output
@@ -267,7 +280,13 @@ class BSQHStrategy(SingleDeviceStrategy):
         """The iteration: Lightning's closure does the forward and adjoint sweep, once, with all hooks."""
         assert self._sweeps is not None
         try:
-            return super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
+            loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
+            if self._sweeps.closure_was_withheld:
+                raise MisconfigurationException(
+                    "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
+                    " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
+                )
+            return loss
         finally:
             self._sweeps.release()
 

@@ -40,8 +40,9 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     for layer, (zeros, size) in result.zeros.items():
         weight = state[f"{layer}.weight"]
         assert (int((weight == 0).sum()), weight.numel()) == (zeros, size)
-    # The file tells the same as the table.
+    # The file tells the same as the table, all iterations and not only those before the best checkpoint.
     metrics = read_metrics(result.files["metrics"])
+    assert len(metrics["bsqh/accepted"][0]) == 60
     assert sum(metrics["bsqh/accepted"][1]) == result.accepted_trials
     assert sum(metrics["bsqh/trials"][1]) == result.accepted_trials + result.rejected_trials
     assert metrics["bsqh/epsilon"][1][-1] == pytest.approx(result.epsilon, rel=1e-6)
@@ -70,6 +71,7 @@ def test_offline_run_of_wandb(tmp_path) -> None:
 def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> None:
     # The width that rich takes where there is no terminal.
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it would last beyond this test
     demo.main(["--seed", "2", "--output", str(tmp_path), "--epochs", "1"])
     printed = capsys.readouterr().out
     for words in ("train_loss", "bsqh/epsilon", "sparsity/total"):  # the bar
@@ -88,6 +90,25 @@ def test_refuses_bad_arguments(arguments: list[str], capsys) -> None:
     assert "lightning-bsqh demo" in capsys.readouterr().err
 
 
+def test_missing_packages_are_named_before_the_training(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match="The demo needs matplotlib: pip install"):
+        demo.main(["--output", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(FileNotFoundError, match=r"The recipe none\.yaml is neither in"):
         demo.recipe_path("none.yaml")
+
+
+@pytest.mark.usefixtures("without_wandb")
+def test_counts_the_whole_training(tmp_path, monkeypatch) -> None:
+    # With the worst checkpoint for the best one the test goes back to an epoch before the last.
+    recipe = tmp_path / "recipe.yaml"
+    text = demo.recipe_path("digits_lenet5.yaml").read_text(encoding="utf-8")
+    recipe.write_text(text.replace("monitor: val_loss", "monitor: val_loss\n        mode: max"), encoding="utf-8")
+    monkeypatch.setattr(demo, "recipe_path", lambda name: recipe)
+    result = demo.run_demo(tmp_path / "run", epochs=5, progress_bar=False)
+    assert torch.load(result.files["checkpoint"], weights_only=True)["global_step"] < 100
+    assert sum(read_metrics(result.files["metrics"])["bsqh/accepted"][1]) == result.accepted_trials

@@ -121,14 +121,14 @@ def test_resumed_equals_uninterrupted() -> None:
 
     network, optimizer = make()
     for step in range(40):
-        optimizer.step(lambda: cross_entropy(network, *data(seed=step)))
+        optimizer.step(lambda step=step: cross_entropy(network, *data(seed=step)))
         if step == 17:
             saved = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
     other, resumed = make()
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     for step in range(18, 40):
-        resumed.step(lambda: cross_entropy(other, *data(seed=step)))
+        resumed.step(lambda step=step: cross_entropy(other, *data(seed=step)))
     assert resumed.last_step == optimizer.last_step
     assert resumed.augmentation.epsilon == optimizer.augmentation.epsilon
     for a, b in zip(network.parameters(), other.parameters(), strict=True):
@@ -153,7 +153,8 @@ def test_the_users_rule_is_not_shared_between_optimizers() -> None:
 
 def test_unused_and_sparse_gradients() -> None:
     torch.manual_seed(0)
-    network = nn.ModuleDict({"table": nn.Embedding(20, 4, sparse=True), "head": nn.Linear(4, 2), "idle": nn.Linear(3, 3)})
+    table, head, idle_layer = nn.Embedding(20, 4, sparse=True), nn.Linear(4, 2), nn.Linear(3, 3)
+    network = nn.ModuleDict({"table": table, "head": head, "idle": idle_layer})
     idle = network["idle"].weight.detach().clone()
     optimizer = BSQHOptimizer(network, regularizer=L0(0.0))
     words = torch.tensor([1, 5, 7])

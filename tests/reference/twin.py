@@ -160,7 +160,9 @@ class Twin:
         reg, idx, k = self.regularizer, self.regularized, self.step_count
         tightened = not reg.admits([w[i] for i in idx], k)
         accepted = projected = False
-        for trial in range(1, self.max_trials + 1):
+        trials = 0
+        while not accepted and trials < self.max_trials:
+            trials += 1
             epsilon = self.rule.epsilon * self._raise()
             candidate = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
             maximised = reg.prox([candidate[i] for i in idx], [d[i] for i in idx], epsilon, k)
@@ -168,7 +170,7 @@ class Twin:
                 candidate[i] = a
             trial_loss, _ = loss_and_gradient(candidate)
 
-            def compare(candidate=candidate, trial_loss=trial_loss):
+            def compare(candidate=candidate, trial_loss=trial_loss, loss=loss):
                 tau = sum((di * (c - wi) ** 2).sum() for c, wi, di in zip(candidate, w, d, strict=True))
                 slope = -sum((g * (c - wi)).sum() for c, wi, g in zip(candidate, w, gradient, strict=True))
                 change = trial_loss - loss
@@ -182,15 +184,13 @@ class Twin:
                 for i, a in zip(idx, reg.project([w[i] for i in idx], [d[i] for i in idx], k), strict=True):
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
-                accepted, change, slope, tau, penalty = compare()
+                accepted, change, slope, tau, penalty = compare(loss=loss)
             self.rule.observe(accepted, change, slope, tau, tightened)
-            if accepted:
-                break
         self.u = candidate if accepted else w
         self.step_count += 1
         return {
             "accepted": accepted,
-            "trials": trial,
+            "trials": trials,
             "epsilon": epsilon,
             "tau": tau if accepted else 0.0,
             "loss_decrease": -(change + penalty) if accepted else 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_between_tightenings_the_demand_is_constant() -> None:
     changes = [step for step in range(1, 2000) if demanded[step] != demanded[step - 1]]
     assert changes[0] >= 100
     assert changes[-1] == 1000
-    assert min(b - a for a, b in zip(changes, changes[1:], strict=False)) >= 10
+    assert min(b - a for a, b in pairwise(changes)) >= 10
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 120])
@@ -52,9 +53,7 @@ def test_tightening_never_sticks() -> None:
     total = 60
     # Far too small an ε and one trial only: nearly everything is rejected.
     rule = Curvature(epsilon=1e-6, epsilon_max=1e-5)
-    optimizer = BSQHOptimizer(
-        network, regularizer=Cardinality(0.9), augmentation=rule, total_steps=total, max_trials=1
-    )
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9), augmentation=rule, total_steps=total, max_trials=1)
     n = sum(p.numel() for p in network.parameters() if p.dim() >= 2)
     rejected = 0
     for step in range(total):
@@ -63,7 +62,7 @@ def test_tightening_never_sticks() -> None:
         rejected += not report.accepted
         demanded = round(optimizer.regularizer.sparsity_at(step, total) * n)
         assert sum(int((p == 0).sum()) for p in network.parameters() if p.dim() >= 2) >= demanded
-        assert math.isfinite(float(cross_entropy(network, x, y)))
+        assert math.isfinite(cross_entropy(network, x, y).item())
     assert rejected > total // 2
 
 
@@ -75,7 +74,7 @@ def test_projection_is_the_measure_while_tightening() -> None:
     optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.95, ramp=(0.1, 0.9)), total_steps=total)
     seen = 0
     for _ in range(total):
-        loss = float(cross_entropy(network, x, y))
+        loss = cross_entropy(network, x, y).item()
         optimizer.step(lambda: cross_entropy(network, x, y))
         report = optimizer.last_step
         if report.accepted:

@@ -346,17 +346,23 @@ def test_trials_build_no_graph_and_nothing_is_kept_after_the_batch(make_trainer:
     assert alive == [0, 0, 0]
 
 
-def test_the_batch_is_not_held_after_the_fit(make_trainer: Any, make_loader: Any) -> None:
+def test_a_batch_is_not_held_beyond_its_step(make_trainer: Any, make_loader: Any) -> None:
     class Watching(SmallModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches, self.alive = Record(), Record()
+
         @override
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-            self.latest = weakref.ref(batch[0])
+            gc.collect()
+            self.alive.add(sum(ref() is not None for ref in self.batches.items))
+            self.batches.add(weakref.ref(batch[0]))
 
     module = Watching()
-    strategy = rejecting()
-    make_trainer(strategy).fit(module, make_loader())
+    make_trainer(rejecting()).fit(module, make_loader())
     gc.collect()
-    assert module.latest() is None
+    assert module.alive.items == [0, 0, 0]
+    assert module.batches.items[-1]() is None
 
 
 def losses_of_trials(module_class: type[SmallModule]) -> type[SmallModule]:

@@ -156,6 +156,8 @@ class StatefulLoader:
         return len(self.data) // self.batch_size
 
     def __iter__(self) -> Any:
+        # As an ordinary DataLoader does, so that starting again in the middle of an epoch draws once more.
+        torch.rand(())
         if self.position == 0:
             indices = torch.randperm(len(self.data), generator=self.generator)
             self.order = (indices if self.shuffle else indices.sort().values).tolist()
