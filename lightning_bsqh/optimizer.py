@@ -341,8 +341,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
     def _gradients_are_finite(self) -> bool:
-        gradients = [g for p in self._parameters() if (g := self._gradient(p)) is not None and g.numel()]
-        return math.isfinite(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf))
+        # A sum is not finite if an entry is not, and the quickest way to look at them all.
+        sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
+        return not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all())
 
     def _update_metric(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[MetricWeight]:
         weights: list[MetricWeight] = []

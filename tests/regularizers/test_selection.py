@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_bsqh.regularizers import selection
 from lightning_bsqh.regularizers.selection import keep_largest
 
 
@@ -22,3 +24,25 @@ def test_many_equal_scores() -> None:
     keep = keep_largest(torch.ones(10_000), 777)
     assert keep[:777].all()
     assert not keep[777:].any()
+
+
+@pytest.mark.parametrize("kind", ["normal", "sorted", "rounded", "mostly zero", "one large"])
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.02, 0.5, 0.99, 1.0])
+def test_many_scores_are_selected_as_few_are(kind: str, share: float) -> None:
+    """The sample's shortcut against a plain sort, also where the sample misleads."""
+    n = 3 * selection._LARGE // 2
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(0)).square()
+    if kind == "sorted":
+        scores = scores.sort().values
+    elif kind == "rounded":
+        scores = scores.round(decimals=1)
+    elif kind == "mostly zero":
+        scores[torch.arange(n) % 17 != 0] = 0.0
+    elif kind == "one large":
+        scores[:] = 1.0
+        scores[5] = 2.0
+    count = round(share * n)
+    order = torch.sort(scores, descending=True, stable=True).indices[:count]
+    expected = torch.zeros(n, dtype=torch.bool)
+    expected[order] = True
+    assert torch.equal(keep_largest(scores, count), expected)
