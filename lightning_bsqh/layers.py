@@ -9,14 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_NORMALISATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
-
 
 @dataclass
 class Layer:
@@ -78,7 +70,8 @@ def _from_module(module: nn.Module) -> list[Layer]:
     layers, seen = [], set()
     for path, child in module.named_modules():
         layer = Layer(path or type(module).__name__)
-        is_normalisation = isinstance(child, _NORMALISATIONS) or type(child).__name__.endswith("Norm")
+        # Layers such as LayerNorm over several axes have weights of two dimensions and more; BatchNorm's have one.
+        is_normalisation = isinstance(child, (nn.LayerNorm, nn.RMSNorm)) or type(child).__name__.endswith("Norm")
         for short, parameter in child.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue

@@ -674,6 +674,19 @@ def test_resnet18(make_trainer: Any) -> None:
     assert optimizer_of(trainer).sparsity() == pytest.approx(0.9, abs=1e-6)
 
 
+def _skip_unless_lightning_can_compile(make_trainer: Any, make_loader: Any) -> None:
+    """Some versions of torch cannot compile Lightning's own self.log, whatever the strategy."""
+
+    class WithAdam(Validated):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    try:
+        make_trainer("auto", max_steps=1).fit(torch.compile(WithAdam(), backend="eager"), make_loader())
+    except torch._dynamo.exc.InternalTorchDynamoError as error:
+        pytest.skip(f"torch {torch.__version__} fails with Adam, too: {error!r:.80}")
+
+
 @pytest.mark.parametrize("what", ["module", "net"])
 def test_compiled(make_trainer: Any, make_loader: Any, what: str) -> None:
     torch.manual_seed(0)
@@ -681,6 +694,8 @@ def test_compiled(make_trainer: Any, make_loader: Any, what: str) -> None:
     trainer = make_trainer(BSQHStrategy(), max_epochs=2)
     fit(trainer, plain, make_loader(), steps=6)
 
+    if what == "module":
+        _skip_unless_lightning_can_compile(make_trainer, make_loader)
     torch.manual_seed(0)
     module = Validated()
     compiled: Any = module
