@@ -1,4 +1,4 @@
-"""Rules for the augmentation parameter ε (design §4)."""
+"""Rules for the augmentation parameter ε (method §4)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def curvature(self) -> float | None:
-        """Λ̂ = 2(L_B(û) − L_B(w) + ⟨G, û−w⟩)/‖û−w‖²_D, None where it cannot be told (design §4)."""
+        """Λ̂ = 2(L_B(û) − L_B(w) + ⟨G, û−w⟩)/‖û−w‖²_D, None where it cannot be told (method §4)."""
         second_order = self.loss_change + self.slope
         if not math.isfinite(second_order) or self.tau <= 0.0 or abs(second_order) <= self.resolution:
             return None
@@ -45,7 +45,7 @@ class Trial:
 
 
 class CosineRaise:
-    """Multiplies ε by 2/(1 + cos πt) at share t of the training, against mini-batch noise (design §4).
+    """Multiplies ε by 2/(1 + cos πt) at share t of the training, against mini-batch noise (method §4).
 
     Args:
         limit: The largest factor, at least 1.
@@ -135,7 +135,7 @@ class Augmentation(ABC):
 
 
 class Backtracking(Augmentation):
-    """The SQH rule: rejected ε ← σε, accepted ε ← ζε (Borzì 2023; design §4).
+    """The SQH rule: rejected ε ← σε, accepted ε ← ζε (Borzì 2023; method §4).
 
     Args:
         epsilon: Start ε⁰ > 0.
@@ -165,7 +165,7 @@ class Backtracking(Augmentation):
 
 
 class Curvature(Augmentation):
-    """Drives ε towards ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (design §4).
+    """Drives ε towards ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (method §4).
 
     Λ̄ = 2 Σ(L_B(û) − L_B(w) + ⟨G, û−w⟩) / Σ‖û−w‖²_D, both sums exponential averages over the batches: a
     ratio of averages, so that small steps, whose curvature is mostly noise, count little and negative

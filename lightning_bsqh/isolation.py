@@ -1,4 +1,4 @@
-"""What a trial forward sweep may not do (design §6): leave a trace, or draw other random numbers."""
+"""What a trial forward sweep may not do (method §6): leave a trace, or draw other random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One iteration's w, G and D, and the candidates û made of them (design §2, §3)."""
+"""One iteration's w, G and D, and the candidates û made of them (method §2, §3)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def find_layers(params: nn.Module | Iterable[Any], regularize: Sequence[str] | N
     """Groups trainable parameters into layers, in the order in which the network defines them.
 
     A parameter that several modules share belongs to the first of them. By default R acts on
-    tensors with two or more dimensions that are neither biases nor part of a normalisation (design §1).
+    tensors with two or more dimensions that are neither biases nor part of a normalisation (method §1).
 
     Args:
         params: A module; or layers found before; or pairs (name, tensor) as ``named_parameters()`` gives them;

@@ -1,4 +1,4 @@
-"""The sweeps of a LightningModule's own training_step (design §6)."""
+"""The sweeps of a LightningModule's own training_step (method §6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metric D of the augmentation term ε‖u − w‖²_D (design §4)."""
+"""The metric D of the augmentation term ε‖u − w‖²_D (method §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One iteration of the batch sequential quadratic Hamiltonian method (design §2)."""
+"""One iteration of the batch sequential quadratic Hamiltonian method (method §2)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StepReport:
 
 
 class BSQHOptimizer(torch.optim.Optimizer):
-    """Trains by the maximum principle instead of by a learning rate (design §2, §7).
+    """Trains by the maximum principle instead of by a learning rate (method §2, §7).
 
     Every layer gets one parameter group with its ``name`` and an ``lr`` that shows 1/(2ε), the
     length of the step û = w + G/(2εD) before regularisation.
@@ -68,7 +68,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             ``L0()`` if not.
         augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
         epsilon: Start of the default rule; not together with ``augmentation``.
-        metric: ``"rms"`` or ``"euclidean"`` (design §4).
+        metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
         max_trials: Largest number of trial sweeps per iteration, at least 1.
         regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`.
@@ -175,7 +175,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for index, parameter in enumerate(self.param_groups[-1]["params"]):
             if id(parameter) not in self._names:
-                # Added later, for instance by a callback that unfreezes layers: the default rule of design §1.
+                # Added later, for instance by a callback that unfreezes layers: the default rule of method §1.
                 self._names[id(parameter)] = f"{param_group['name']}.{index}"
                 if parameter.dim() >= 2:
                     self._regularized.add(id(parameter))
@@ -285,7 +285,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._report(loss, base_loss + iteration.penalty, change, candidate, epsilon, trials, accepted, iteration)
 
     def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:
-        """The test J_B(û) − J_B(w) ≤ −ητ of design §2 step 4, an Armijo condition in τ instead of the slope."""
+        """The test J_B(û) − J_B(w) ≤ −ητ of method §2 step 4, an Armijo condition in τ instead of the slope."""
         required = self.eta * candidate.tau
         if abs(change) <= resolution:
             # Below the rounding error of the loss both sides count as zero.

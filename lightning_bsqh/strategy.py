@@ -1,4 +1,4 @@
-"""BSQHStrategy: Lightning on one side, one bSQH iteration per batch on the other (design §7)."""
+"""BSQHStrategy: Lightning on one side, one bSQH iteration per batch on the other (method §7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward, adjoint and trial sweeps over one batch (design §2, §5, §6)."""
+"""Forward, adjoint and trial sweeps over one batch (method §2, §5, §6)."""
 
 from __future__ import annotations
 

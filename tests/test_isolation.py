@@ -1,4 +1,4 @@
-"""The state of generators and modules, taken and put back (design §6)."""
+"""The state of generators and modules, taken and put back (method §6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modules are the layers, and which tensors R acts on (design §1)."""
+"""Which modules are the layers, and which tensors R acts on (method §1)."""
 
 from __future__ import annotations
 

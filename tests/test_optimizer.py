@@ -1,4 +1,4 @@
-"""BSQHOptimizer as a torch.optim.Optimizer, without Lightning (design §7)."""
+"""BSQHOptimizer as a torch.optim.Optimizer, without Lightning (method §7)."""
 
 from __future__ import annotations
 

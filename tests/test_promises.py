@@ -1,4 +1,4 @@
-"""What design §2 promises, in float64 on a smooth network."""
+"""What method §2 promises, in float64 on a smooth network."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        """Replaces z by argmax over u of −ρR(u) − ε‖u − z‖²_D, in place (design §3).
+        """Replaces z by argmax over u of −ρR(u) − ε‖u − z‖²_D, in place (method §3).
 
         Args:
             points: The points z = w + G/(2εD), one tensor per regularised weight tensor; overwritten.

@@ -14,7 +14,7 @@ from lightning_bsqh.regularizers.selection import keep_largest
 
 
 class Cardinality(Regularizer):
-    """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (design §3, row cardinality).
+    """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
 
     The k largest ε D z² are kept, over all layers together. The sparsity demanded rises along a
     cubic ramp between two shares of the training and is the target from there on, to the weight.

@@ -13,7 +13,7 @@ from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 
 class L0(Regularizer):
-    """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (design §3, row L0).
+    """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (method §3, row L0).
 
     Args:
         rho: Price ρ ≥ 0 of one non-zero weight, in units of the loss.

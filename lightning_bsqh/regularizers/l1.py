@@ -13,7 +13,7 @@ from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 
 class L1(Regularizer):
-    """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (design §3, row L1).
+    """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (method §3, row L1).
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of weight.

@@ -12,7 +12,7 @@ from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 
 class L2(Regularizer):
-    """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ) (design §3, row L2).
+    """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ) (method §3, row L2).
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of squared weight.

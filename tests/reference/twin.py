@@ -1,4 +1,4 @@
-"""The readable twin of the optimizer: NumPy, float64, one array at a time, no shortcuts (design §2 to §4).
+"""The readable twin of the optimizer: NumPy, float64, one array at a time, no shortcuts (method §2 to §4).
 
 It shares no code with the package. `loss_and_gradient(u)` is given; everything else is here.
 """

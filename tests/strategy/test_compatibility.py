@@ -1,4 +1,4 @@
-"""BSQHStrategy with what Lightning users have in their projects (design §7)."""
+"""BSQHStrategy with what Lightning users have in their projects (method §7)."""
 
 from __future__ import annotations
 

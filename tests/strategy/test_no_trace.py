@@ -1,4 +1,4 @@
-"""What a trial may not do (design §6), measured against an ordinary training that moves nothing."""
+"""What a trial may not do (method §6), measured against an ordinary training that moves nothing."""
 
 from __future__ import annotations
 
