@@ -24,11 +24,12 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = _kth_smallest(scores, n - count + 1)
-    keep = scores > threshold
-    missing = count - int(keep.sum())
-    # Usually one score equals the threshold; ties are filled in order, so that the result is deterministic.
-    ties = torch.nonzero(scores == threshold).flatten()[:missing]
-    keep[ties] = True
+    keep = scores >= threshold
+    if int(torch.count_nonzero(keep)) > count:
+        # Of those that equal the threshold the first are taken, so that the result is deterministic.
+        keep = scores > threshold
+        missing = count - int(torch.count_nonzero(keep))
+        keep[torch.nonzero(scores == threshold).flatten()[:missing]] = True
     return keep
 
 
