@@ -170,8 +170,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        known = [group.get("name") for group in self.param_groups]
+        known = {group["name"] for group in self.param_groups}
         param_group.setdefault("name", f"layer{len(known)}")
+        while param_group["name"] in known:
+            # Callbacks that report by group need every name once.
+            param_group["name"] += "'"
         super().add_param_group(param_group)
         for index, parameter in enumerate(self.param_groups[-1]["params"]):
             if id(parameter) not in self._names:

@@ -190,6 +190,15 @@ def test_group_added_later_is_trained() -> None:
     assert set(optimizer.regularized_weights()) == {"first", "second"}
 
 
+def test_names_of_groups_are_unique() -> None:
+    network = smooth_network()
+    optimizer = BSQHOptimizer([{"params": list(network[0].parameters()), "name": "layer1"}])
+    for module in (network[2], network[4]):
+        optimizer.add_param_group({"params": list(module.parameters())})
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(set(names)) == 3
+
+
 def test_the_closure_may_take_gradients_itself() -> None:
     network = smooth_network()
     x, y = data()

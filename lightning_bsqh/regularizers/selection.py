@@ -51,5 +51,10 @@ def _kth_smallest(scores: Tensor, rank: int) -> Tensor:
         below = int(torch.count_nonzero(scores < low))
         near = scores[(scores >= low) & (scores <= high)]
         if below < rank <= below + near.numel():
-            return torch.kthvalue(near, rank - below).values
-    return torch.kthvalue(scores, rank).values
+            return _ranked(near, rank - below)
+    return _ranked(scores, rank)
+
+
+def _ranked(scores: Tensor, rank: int) -> Tensor:
+    # On CUDA kthvalue is refused under Trainer(deterministic=True), and sorting is quick.
+    return scores.sort().values[rank - 1] if scores.is_cuda else torch.kthvalue(scores, rank).values
