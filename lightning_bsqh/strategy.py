@@ -33,9 +33,11 @@ class BSQHStrategy(SingleDeviceStrategy):
     """Trains any LightningModule that returns a loss by the bSQH method instead of by its own optimizer.
 
     ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the one device that the
-    Trainer chooses. Lightning's loop of automatic optimisation stays in charge, so that hooks, logging,
-    checkpoints and ``global_step`` are those of an ordinary training; the optimizer step is ours: one
-    forward and adjoint sweep through Lightning's closure, then trial sweeps that leave no trace.
+    Trainer chooses. The training step is ours: one forward and adjoint sweep through Lightning's closure,
+    then trial sweeps that leave no trace. Around it Lightning's loop of automatic optimisation stays in
+    charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once the
+    module is put back) and saves checkpoints by other rules; so hooks, logging, checkpoints and counters
+    are those of an ordinary training, and the module is left as it is.
 
     Args:
         regularizer: R with its factor, such as ``L0(rho=1e-5)``. None takes ``Cardinality()``.
