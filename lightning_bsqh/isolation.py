@@ -20,7 +20,7 @@ class RandomState:
 
     python: tuple[Any, ...]
     numpy: tuple[Any, ...] | None
-    cpu: Tensor
+    cpu: torch.Generator
     devices: dict[str, Tensor]
 
     @classmethod
@@ -36,7 +36,7 @@ class RandomState:
         return cls(
             random.getstate(),
             numpy.random.get_state() if numpy is not None else None,
-            torch.get_rng_state(),
+            torch.default_generator.clone_state(),
             states,
         )
 
@@ -45,7 +45,7 @@ class RandomState:
         random.setstate(self.python)
         if self.numpy is not None:
             sys.modules["numpy"].random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
+        torch.set_rng_state(self.cpu.get_state())
         for name, state in self.devices.items():
             if name.startswith("cuda"):
                 torch.cuda.set_rng_state(state, torch.device(name))
@@ -54,7 +54,7 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         """The same in plain types and tensors, so that a checkpoint of it loads with ``weights_only=True``."""
-        state: dict[str, Any] = {"python": self.python, "cpu": self.cpu, "devices": dict(self.devices)}
+        state: dict[str, Any] = {"python": self.python, "cpu": self.cpu.get_state(), "devices": dict(self.devices)}
         if self.numpy is not None:
             kind, keys, *rest = self.numpy
             state["numpy"] = (kind, torch.from_numpy(keys.astype("int64")), *rest)
@@ -69,7 +69,9 @@ class RandomState:
             numpy = (kind, keys.numpy().astype("uint32"), *rest)
         version, internal, gauss = state["python"]
         devices = {name: value.cpu() for name, value in state["devices"].items()}
-        return cls((version, tuple(internal), gauss), numpy, state["cpu"].cpu(), devices)
+        cpu = torch.Generator()
+        cpu.set_state(state["cpu"].cpu())
+        return cls((version, tuple(internal), gauss), numpy, cpu, devices)
 
 
 class ModuleState:

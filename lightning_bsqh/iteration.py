@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class Iteration:
     Args:
         parameters: All trained tensors; they hold w.
         gradients: −G for each, None where the loss does not depend on it.
-        metric: D for each.
+        metric: Computes D for each. Called anew for every candidate, so that D takes no memory during the sweeps.
         regularizer: R as it holds in this iteration.
         regularized: Positions of the tensors that R acts on.
     """
@@ -49,7 +49,7 @@ class Iteration:
         self,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
-        metric: Sequence[MetricWeight],
+        metric: Callable[[], Sequence[MetricWeight]],
         regularizer: Regularizer,
         regularized: Sequence[int],
     ) -> None:
@@ -57,8 +57,8 @@ class Iteration:
         self._gradients = gradients
         self._metric = metric
         self._regularizer = regularizer
+        self._regularized = regularized
         self._weights = [parameters[i] for i in regularized]
-        self._weight_metric = [metric[i] for i in regularized]
         self._start = self._base = _copies(parameters)
         #: ρR at the base point.
         self.penalty = regularizer.penalty(self._weights)
@@ -67,7 +67,8 @@ class Iteration:
 
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
-        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, self._metric, strict=True):
+        metric = self._metric()
+        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, metric, strict=True):
             p.copy_(w)
             if gradient is None:
                 continue
@@ -76,14 +77,17 @@ class Iteration:
                 p.addcdiv_(gradient, d, value=-0.5 / epsilon)
             else:
                 p.add_(gradient, alpha=-0.5 / (epsilon * d))
-        self._regularizer.prox_(self._weights, self._weight_metric, epsilon)
-        return self.measure()
+        self._regularizer.prox_(self._weights, [metric[i] for i in self._regularized], epsilon)
+        return self._measure(metric)
 
     def measure(self) -> Candidate:
         """Compares what the parameters hold with the base point."""
+        return self._measure(self._metric())
+
+    def _measure(self, metric: Sequence[MetricWeight]) -> Candidate:
         slopes: list[Tensor] = []
         taus: list[Tensor] = []
-        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, self._metric, strict=True):
+        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, metric, strict=True):
             step = (p - w).flatten()
             if gradient is not None:
                 slopes.append(-torch.dot(gradient.flatten(), step))
@@ -99,7 +103,8 @@ class Iteration:
     def project_(self) -> None:
         """Moves the base point, and the parameters with it, to the nearest admissible point in the metric."""
         self.restore_()
-        self._regularizer.project_(self._weights, self._weight_metric)
+        metric = self._metric()
+        self._regularizer.project_(self._weights, [metric[i] for i in self._regularized])
         self._base = _copies(self._parameters)
         self.penalty = self._regularizer.penalty(self._weights)
 

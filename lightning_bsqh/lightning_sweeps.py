@@ -70,6 +70,8 @@ class LightningSweeps(Sweeps):
         # A copy costs memory, so it is made only for the first batch and for those who need it.
         self._batch_is_lost = changed and self._writes_batch is False
         self._writes_batch = bool(self._writes_batch) or changed
+        if not changed:
+            self._batch = _copy(batch, tensors=False)
 
     @override
     def forward_adjoint(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
 from lightning_bsqh.iteration import Candidate, Iteration
 from lightning_bsqh.layers import find_layers
 from lightning_bsqh.metric import make_metric
-from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
+from lightning_bsqh.regularizers import L0, Cardinality, Regularizer
 from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
 
 
@@ -248,10 +248,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _iterate(self, loss: float, resolution: float, sweeps: Sweeps) -> None:
         parameters = self._parameters()
         gradients = [self._gradient(p) for p in parameters]
+        for p, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                self.metric.update(self.state[p], gradient)
         iteration = Iteration(
             parameters,
             gradients,
-            self._update_metric(parameters, gradients),
+            lambda: [self.metric.weight(self.state[p], p) for p in parameters],
             self.regularizer.at(self._step, self.total_steps),
             [i for i, p in enumerate(parameters) if id(p) in self._regularized],
         )
@@ -347,15 +350,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
         # A sum is not finite if an entry is not, and the quickest way to look at them all.
         sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
         return not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all())
-
-    def _update_metric(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[MetricWeight]:
-        weights: list[MetricWeight] = []
-        for p, gradient in zip(parameters, gradients, strict=True):
-            state = self.state[p]
-            if gradient is not None:
-                self.metric.update(state, gradient)
-            weights.append(self.metric.weight(state, p))
-        return weights
 
 
 def _change(after: float, before: float) -> float:

@@ -34,8 +34,8 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
 
 
 #: From this size on a sample pays.
-_LARGE = 1 << 17
-_SAMPLE = 1 << 13
+_LARGE = 1 << 15
+_SAMPLE = 1 << 11
 
 
 def _kth_smallest(scores: Tensor, rank: int) -> Tensor:
