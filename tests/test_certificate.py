@@ -145,7 +145,7 @@ def test_cardinality_equals_brute_force_over_all_supports() -> None:
     biases = sum(2.0 * z.square().sum() for z in points if z.dim() == 1)
     # K(u; w) = ε‖z − w‖² − ε‖u − z‖² for u and constants alike, and −ε‖u − z‖² = −ε‖z‖² + what is kept.
     lost = sum(2.0 * (2.0 * z * p - p.square()).sum() for z, p in zip(points, parameters, strict=True))
-    assert result.total == pytest.approx(float(kept + biases - lost), rel=1e-10)
+    assert result.total == pytest.approx((kept + biases - lost).item(), rel=1e-10)
     assert result.coupled
     assert sum(layer.residual for layer in result.layers.values()) == pytest.approx(result.total, rel=1e-12)
     assert "part of the global maximiser" in str(result)
