@@ -3,7 +3,8 @@
     python benchmarks/theory.py [--iterations 3000] [--hidden 3] [--output runs/theory]
 
 A tanh network 6-3-3 with cross-entropy on 512 made-up samples, D = 1, Backtracking, with and without L0. It is that
-small so that the residual gets beyond its first slow phase in so few iterations; --hidden 6 shows a lower rate.
+small so that the residual gets beyond its first slow phase in so few iterations; its rate depends on the problem, see
+--hidden 6.
 Written: theory.csv (what is promised, what was measured, whether it held), theory_curves.csv and theory.png. The exit
 status is 1 if a promise was broken. What is "observed" carries no promise: with mini-batches every promise is about
 the batch at hand, and the objective and the residual on the whole data may go anywhere.
