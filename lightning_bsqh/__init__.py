@@ -1,6 +1,7 @@
 """Trains sparse networks from scratch by the batch sequential quadratic Hamiltonian method."""
 
 from lightning_bsqh.augmentation import Augmentation, Backtracking, Curvature
+from lightning_bsqh.certificate import LayerResidual, PMPResidual, pmp_residual
 from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
 from lightning_bsqh.regularizers import L0, L1, L2, Cardinality, Regularizer
 from lightning_bsqh.strategy import BSQHStrategy
@@ -17,7 +18,10 @@ __all__ = [
     "Backtracking",
     "Cardinality",
     "Curvature",
+    "LayerResidual",
+    "PMPResidual",
     "Regularizer",
     "StepReport",
     "__version__",
+    "pmp_residual",
 ]

@@ -148,6 +148,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         total = sum(w.numel() for w in weights)
         return 1.0 - sum(int(torch.count_nonzero(w)) for w in weights) / total if total else 0.0
 
+    def metric_weights(self) -> dict[str, MetricWeight]:
+        """The metric D as the last iteration left it, by the parameters' full names."""
+        return {self.parameter_name(p): self.metric.weight(self.state.get(p, {}), p) for p in self._parameters()}
+
     def set_total_steps(self, total_steps: int) -> None:
         """Tells the length of the training when it becomes known only after construction.
 

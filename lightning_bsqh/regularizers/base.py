@@ -33,6 +33,9 @@ class Regularizer(ABC):
         """Whether :meth:`at` cannot do without ``total_steps``."""
         return False
 
+    #: Whether R couples tensors, so that the maximiser of one depends on the others.
+    couples_tensors: bool = False
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor]) -> float:
         """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
@@ -58,3 +61,10 @@ class Regularizer(ABC):
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
         """Moves ``weights`` to the nearest admissible point in the metric D, in place (nothing for a penalty)."""
         return
+
+    def elementwise(self, weight: Tensor) -> Tensor | None:
+        """ρR of every single element, the shape of ``weight``; None where R is no sum over elements.
+
+        Only the certificate asks for it, to tell which single weights satisfy the maximum condition.
+        """
+        return None

@@ -27,6 +27,8 @@ class Cardinality(Regularizer):
             the acceptance test is that of a fixed objective.
     """
 
+    couples_tensors = True
+
     def __init__(
         self, sparsity: float = 0.9, ramp: tuple[float, float] = (0.05, 0.5), interval: int | None = None
     ) -> None:
@@ -83,9 +85,16 @@ class Cardinality(Regularizer):
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
         _AtMost(self.sparsity).project_(weights, metric)
 
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        # A constraint that is satisfied has no price.
+        return torch.zeros_like(weight)
+
 
 class _AtMost(Regularizer):
     """The constraint with the sparsity demanded in one iteration."""
+
+    couples_tensors = True
 
     def __init__(self, sparsity: float) -> None:
         self.sparsity = sparsity
@@ -118,3 +127,8 @@ class _AtMost(Regularizer):
         keep = keep_largest(scores, kept)
         for w, part in zip(weights, keep.split([w.numel() for w in weights]), strict=True):
             w.masked_fill_(~part.view(w.shape), 0.0)
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        # A constraint that is satisfied has no price.
+        return torch.zeros_like(weight)

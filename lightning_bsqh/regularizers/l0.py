@@ -34,3 +34,7 @@ class L0(Regularizer):
         for z, d in zip(points, metric, strict=True):
             # Keeping z costs ρ, dropping it εDz²; a tie goes to zero.
             z.masked_fill_(epsilon * d * z.square() <= self.rho, 0.0)
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        return self.rho * (weight != 0).to(weight.dtype)

@@ -35,3 +35,7 @@ class L1(Regularizer):
             threshold = torch.as_tensor(self.rho / (2.0 * epsilon * d), dtype=z.dtype, device=z.device)
             # z minus its clamp is exactly zero inside the threshold.
             z.sub_(torch.clamp(z, min=-threshold, max=threshold))
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        return self.rho * weight.abs()

@@ -33,3 +33,7 @@ class L2(Regularizer):
         for z, d in zip(points, metric, strict=True):
             weight = epsilon * d
             z.mul_(weight / (weight + self.rho))
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        return self.rho * weight.square()
