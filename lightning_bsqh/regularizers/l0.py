@@ -9,10 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ZeroInBox
 
 
-class L0(Regularizer):
+class L0(ZeroInBox):
     """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (method §3, row L0).
 
     Args:
@@ -34,3 +35,13 @@ class L0(Regularizer):
         for z, d in zip(points, metric, strict=True):
             # Keeping z costs ρ, dropping it εDz²; a tie goes to zero.
             z.masked_fill_(epsilon * d * z.square() <= self.rho, 0.0)
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        for z, d in zip(points, metric, strict=True):
+            kept = z.clamp(low, high)
+            # What is kept now also costs its distance from z.
+            cost = self.rho + epsilon * d * (kept - z).square()
+            z.copy_(kept.masked_fill_(epsilon * d * z.square() <= cost, 0.0))

@@ -9,10 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
-class L1(Regularizer):
+class L1(ConvexInBox):
     """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (method §3, row L1).
 
     Args:

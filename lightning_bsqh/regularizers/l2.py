@@ -8,10 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
-class L2(Regularizer):
+class L2(ConvexInBox):
     """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ) (method §3, row L2).
 
     Args:
