@@ -106,10 +106,9 @@ def _sorted(levels: Sequence[float]) -> tuple[float, ...]:
 
 def _nearest(values: Tensor, levels: Sequence[float]) -> Tensor:
     """The level nearest to each value, in the dtype of ``values``."""
-    table = torch.tensor(levels, dtype=values.dtype, device=values.device)
-    middles = torch.tensor([(a + b) / 2.0 for a, b in pairwise(levels)], dtype=values.dtype, device=values.device)
-    # A value in the middle takes the lower level if it is positive and the upper one otherwise.
-    values = values.contiguous()
-    lower = torch.bucketize(values, middles, out_int32=True)
-    upper = torch.bucketize(values, middles, out_int32=True, right=True)
-    return table[torch.where(values > 0, lower, upper)]
+    nearest = torch.full_like(values, levels[0])
+    for lower, upper in pairwise(levels):
+        middle = (lower + upper) / 2.0
+        # A value in the middle takes the lower level if it is positive and the upper one otherwise.
+        nearest.masked_fill_(values > middle if middle > 0.0 else values >= middle, upper)
+    return nearest

@@ -18,6 +18,10 @@ class L0(ZeroInBox):
 
     Args:
         rho: Price ρ ≥ 0 of one non-zero weight, in units of the loss.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(self, rho: float = 1e-5) -> None:

@@ -17,6 +17,10 @@ class L2(ConvexInBox):
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of squared weight.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(self, rho: float = 1e-5) -> None:
