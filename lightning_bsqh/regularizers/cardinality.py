@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice, integer, number
+from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
 
 
@@ -43,11 +44,9 @@ class Cardinality(ZeroInBox):
         scope: str = "global",
     ) -> None:
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
-        if not isinstance(ramp, Sequence) or len(ramp) != 2:
-            raise ValueError(f"ramp must be a pair (start, end) of shares of the training, got {ramp!r}.")
-        start = number("ramp[0]", ramp[0], low=0.0, high=1.0)
-        self.ramp = (start, number("ramp[1]", ramp[1], low=start, high=1.0))
-        self.interval = None if interval is None else integer("interval", interval, low=1)
+        self._ramp = Ramp(ramp, interval)
+        self.ramp = self._ramp.ends
+        self.interval = self._ramp.interval
         self.scope = choice("scope", scope, ("global", "layer"))
 
     def __repr__(self) -> str:
@@ -57,25 +56,11 @@ class Cardinality(ZeroInBox):
     @property
     @override
     def needs_total_steps(self) -> bool:
-        return self.ramp[1] > 0.0
+        return self._ramp.needs_total_steps
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
-        if not self.needs_total_steps:
-            return self.sparsity
-        if total_steps is None:
-            raise ValueError("Cardinality with a ramp needs total_steps.")
-        start, end = self.ramp
-        # In whole iterations: with the last one at the latest the target holds, however short the training.
-        first = min(int(start * total_steps), total_steps - 1)
-        last = min(max(int(end * total_steps), first), total_steps - 1)
-        if step >= last:
-            return self.sparsity
-        if step < first:
-            return 0.0
-        interval = self.interval or min(max(total_steps // 200, 2), 100)
-        reached = (step - first) // interval * interval
-        return self.sparsity * (1.0 - (1.0 - reached / (last - first)) ** 3)
+        return self.sparsity * self._ramp.share_at(step, total_steps)
 
     @override
     def at(self, step: int, total_steps: int | None) -> Regularizer:

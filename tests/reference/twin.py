@@ -131,21 +131,33 @@ class Groups(Penalty):
 
 @dataclass
 class Levels:
-    """u_i in a finite set."""
+    """At least a share of all weights, those of least d (z − level)², in a finite set; `total` None: all of them."""
 
     levels: tuple
+    total: int | None = None
+    start: float = 0.05
+    end: float = 0.7
 
     def value(self, w):
         return 0.0
 
+    def free(self, n, step):
+        """How many weights need not be on a level."""
+        return Ramp(1.0, self.total, self.start, self.end).count(n, step) if self.total else 0
+
     def prox(self, z, d, epsilon, step):
-        return nearest(z, self.levels)
+        return self.project(z, d, step)
 
     def admits(self, w, step):
-        return all(np.isin(wi, self.levels).all() for wi in w)
+        off = sum((~np.isin(wi, self.levels)).sum() for wi in w)
+        return off <= self.free(sum(wi.size for wi in w), step)
 
     def project(self, w, d, step):
-        return nearest(w, self.levels)
+        snapped = nearest(w, self.levels)
+        # What is kept of w − level in the metric is what a cardinality would keep.
+        rest = [wi - si for wi, si in zip(w, snapped, strict=True)]
+        kept = largest(rest, d, self.free(sum(wi.size for wi in w), step))
+        return [np.where(k != 0, wi, s) for k, wi, s in zip(kept, w, snapped, strict=True)]
 
 
 @dataclass
