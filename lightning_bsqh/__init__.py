@@ -3,7 +3,20 @@
 from lightning_bsqh.augmentation import Augmentation, Backtracking, Curvature
 from lightning_bsqh.certificate import LayerResidual, PMPResidual, pmp_residual
 from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
-from lightning_bsqh.regularizers import L0, L1, L2, Cardinality, Regularizer
+from lightning_bsqh.regularizers import (
+    L0,
+    L1,
+    L2,
+    Box,
+    Cardinality,
+    Discrete,
+    ElasticNet,
+    GroupL0,
+    LHalf,
+    LTwoThirds,
+    Regularizer,
+    check_regularizer,
+)
 from lightning_bsqh.strategy import BSQHStrategy
 
 __version__ = "0.1.0"
@@ -16,12 +29,19 @@ __all__ = [
     "BSQHOptimizer",
     "BSQHStrategy",
     "Backtracking",
+    "Box",
     "Cardinality",
     "Curvature",
+    "Discrete",
+    "ElasticNet",
+    "GroupL0",
+    "LHalf",
+    "LTwoThirds",
     "LayerResidual",
     "PMPResidual",
     "Regularizer",
     "StepReport",
     "__version__",
+    "check_regularizer",
     "pmp_residual",
 ]

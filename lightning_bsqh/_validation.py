@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -46,3 +47,14 @@ def integer(name: str, value: Any, *, low: int) -> int:
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value!r}.")
     return value
+
+
+def choice(name: str, value: Any, options: Sequence[str]) -> str:
+    """Returns ``value`` if it is one of ``options``, else raises.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in options:
+        raise ValueError(f"{name} must be {' or '.join(repr(option) for option in options)}, got {value!r}.")
+    return str(value)

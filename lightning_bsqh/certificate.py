@@ -229,7 +229,7 @@ class _Point:
         iteration = Iteration(
             list(self._maximiser.values()),
             [gradients[n] for n in names],
-            [metric[n] for n in names],
+            lambda: [metric[n] for n in names],
             regularizer,
             [i for i, n in enumerate(names) if n in chosen],
         )

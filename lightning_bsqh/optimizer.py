@@ -17,7 +17,7 @@ from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
 from lightning_bsqh.iteration import Candidate, Iteration
 from lightning_bsqh.layers import find_layers
 from lightning_bsqh.metric import make_metric
-from lightning_bsqh.regularizers import L0, Cardinality, Regularizer
+from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
 
 

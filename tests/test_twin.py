@@ -7,9 +7,23 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lightning_bsqh import L0, L1, L2, Backtracking, BSQHOptimizer, Cardinality, Curvature
+from lightning_bsqh import (
+    L0,
+    L1,
+    L2,
+    Backtracking,
+    Box,
+    BSQHOptimizer,
+    Cardinality,
+    Curvature,
+    Discrete,
+    ElasticNet,
+    GroupL0,
+    LHalf,
+    LTwoThirds,
+)
 from tests.problems import cross_entropy, data, smooth_network
-from tests.reference.twin import BacktrackingTwin, CurvatureTwin, Penalty, Ramp, Twin
+from tests.reference.twin import BacktrackingTwin, CurvatureTwin, Groups, InBox, Levels, Penalty, Ramp, Twin
 
 STEPS = 100
 
@@ -18,6 +32,19 @@ REGULARIZERS = {
     "l1": (L1(rho=1e-3), Penalty("l1", 1e-3)),
     "l2": (L2(rho=1e-3), Penalty("l2", 1e-3)),
     "cardinality": (Cardinality(sparsity=0.8), Ramp(0.8, STEPS)),
+    "cardinality per layer": (Cardinality(sparsity=0.8, scope="layer"), Ramp(0.8, STEPS, per_layer=True)),
+    "elastic net": (ElasticNet(rho_l1=1e-3, rho_l2=2e-3), Penalty("elastic", (1e-3, 2e-3))),
+    "l half": (LHalf(rho=5e-4), Penalty("half", 5e-4)),
+    "l two thirds": (LTwoThirds(rho=5e-4), Penalty("two_thirds", 5e-4)),
+    "rows": (GroupL0(rho=5e-3), Groups(rho=5e-3)),
+    "columns by size": (GroupL0(rho=3e-4, groups="input", weight="size"), Groups(rho=3e-4, dim=1, by_size=True)),
+    "ternary": (Discrete.ternary(0.3), Levels((-0.3, 0.0, 0.3), STEPS)),
+    "levels at once": (Discrete([-0.5, -0.2, 0.1, 0.4, 0.8], ramp=(0.0, 0.0)), Levels((-0.5, -0.2, 0.1, 0.4, 0.8))),
+    "box": (Box(-0.3, 0.2), InBox(-0.3, 0.2)),
+    "box, l0": (Box(-0.3, 0.2, L0(rho=2e-4)), InBox(-0.3, 0.2, Penalty("l0", 2e-4))),
+    "box, l1": (Box(0.05, 0.4, L1(rho=1e-3)), InBox(0.05, 0.4, Penalty("l1", 1e-3))),
+    "box, l half": (Box(0.0, 0.3, LHalf(rho=5e-4)), InBox(0.0, 0.3, Penalty("half", 5e-4))),
+    "box, cardinality": (Box(-0.3, 0.2, Cardinality(0.8)), Ramp(0.8, STEPS, low=-0.3, high=0.2)),
 }
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}

@@ -21,7 +21,7 @@ class SparseCheckpoint(ModelCheckpoint):
 
     Args:
         sparsity: Share of exact zeros that a checkpoint must have, in [0, 1]. None takes the target
-            of the regularizer, or 0 where that has none.
+            of the regularizer (its constraint in its last form), or 0 where that has none.
         **options: The arguments of ModelCheckpoint.
 
     Raises:
@@ -50,10 +50,13 @@ class SparseCheckpoint(ModelCheckpoint):
 
     def is_sparse_enough(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """Whether the network may be saved now."""
-        target = self.sparsity
-        if target is None and trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):
-            target = getattr(trainer.optimizers[0].regularizer, "sparsity", None)
+        if self.sparsity is None:
+            if not (trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer)):
+                return True
+            optimizer = trainer.optimizers[0]
+            weights = [w for layer in optimizer.regularized_weights().values() for w in layer]
+            return optimizer.regularizer.admits(weights)
         counts = count_zeros(layer_weights(trainer, pl_module))
         zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
         # Counted as Cardinality counts, to the weight.
-        return zeros >= round((target or 0.0) * total)
+        return zeros >= round(self.sparsity * total)

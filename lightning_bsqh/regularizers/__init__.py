@@ -1,9 +1,30 @@
 """Regularisers: their value ρR(u) and their maximiser (a prox) in the metric D."""
 
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.box import Box
 from lightning_bsqh.regularizers.cardinality import Cardinality
+from lightning_bsqh.regularizers.checking import check_regularizer
+from lightning_bsqh.regularizers.discrete import Discrete
+from lightning_bsqh.regularizers.elastic_net import ElasticNet
+from lightning_bsqh.regularizers.group_l0 import GroupL0
 from lightning_bsqh.regularizers.l0 import L0
 from lightning_bsqh.regularizers.l1 import L1
 from lightning_bsqh.regularizers.l2 import L2
+from lightning_bsqh.regularizers.l_half import LHalf
+from lightning_bsqh.regularizers.l_two_thirds import LTwoThirds
 
-__all__ = ["L0", "L1", "L2", "Cardinality", "MetricWeight", "Regularizer"]
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "Box",
+    "Cardinality",
+    "Discrete",
+    "ElasticNet",
+    "GroupL0",
+    "LHalf",
+    "LTwoThirds",
+    "MetricWeight",
+    "Regularizer",
+    "check_regularizer",
+]

@@ -33,8 +33,10 @@ class Regularizer(ABC):
         """Whether :meth:`at` cannot do without ``total_steps``."""
         return False
 
-    #: Whether R couples tensors, so that the maximiser of one depends on the others.
-    couples_tensors: bool = False
+    @property
+    def couples_tensors(self) -> bool:
+        """Whether R couples tensors, so that the maximiser of one depends on the others."""
+        return False
 
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor]) -> float:
@@ -68,3 +70,28 @@ class Regularizer(ABC):
         Only the certificate asks for it, to tell which single weights satisfy the maximum condition.
         """
         return None
+
+    def check_box(self, low: float, high: float) -> None:
+        """Raises ValueError unless :meth:`prox_in_box_` is exact for the box [low, high]; so does this default.
+
+        A regulariser that can be combined with :class:`~lightning_bsqh.Box` overrides this method,
+        :meth:`prox_in_box_` and, if it is a constraint itself, :meth:`project_in_box_`.
+
+        Args:
+            low: Lower end, −∞ if there is none.
+            high: Upper end, above ``low``; ∞ if there is none.
+        """
+        raise ValueError(f"Box cannot be combined with {self!r}: its maximiser in a box is not known.")
+
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        """Like :meth:`prox_` with every weight in [low, high]; called only if :meth:`check_box` accepts the box."""
+        raise NotImplementedError(f"{type(self).__name__} accepts a box in check_box but has no prox_in_box_.")
+
+    def project_in_box_(
+        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
+    ) -> None:
+        """Like :meth:`project_` with every weight in [low, high]; for a penalty that is to clip."""
+        for w in weights:
+            w.clamp_(low, high)

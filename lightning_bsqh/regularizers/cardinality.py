@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import integer, number
+from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
 
 
-class Cardinality(Regularizer):
+class Cardinality(ZeroInBox):
     """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
 
-    The k largest ε D z² are kept, over all layers together. The sparsity demanded rises along a
+    The k largest ε D z² are kept, over all layers together or in each weight tensor for itself; among equal
+    ones those that come first. The sparsity demanded rises along a
     cubic ramp between two shares of the training and is the target from there on, to the weight.
 
     Args:
@@ -25,49 +28,43 @@ class Cardinality(Regularizer):
         interval: Number of iterations from one tightening to the next. None takes a 200th of the
             training, at least 2 and at most 100: between tightenings the iterate is admissible and
             the acceptance test is that of a fixed objective.
+        scope: ``"global"`` counts over all weights together; ``"layer"`` lets every weight tensor of n_l
+            elements keep its own n_l − round(sparsity·n_l), so that no layer can be emptied for another.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of its range.
     """
 
-    couples_tensors = True
-
     def __init__(
-        self, sparsity: float = 0.9, ramp: tuple[float, float] = (0.05, 0.5), interval: int | None = None
+        self,
+        sparsity: float = 0.9,
+        ramp: tuple[float, float] = (0.05, 0.5),
+        interval: int | None = None,
+        scope: str = "global",
     ) -> None:
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
-        if not isinstance(ramp, Sequence) or len(ramp) != 2:
-            raise ValueError(f"ramp must be a pair (start, end) of shares of the training, got {ramp!r}.")
-        start = number("ramp[0]", ramp[0], low=0.0, high=1.0)
-        self.ramp = (start, number("ramp[1]", ramp[1], low=start, high=1.0))
-        self.interval = None if interval is None else integer("interval", interval, low=1)
+        self._ramp = Ramp(ramp, interval)
+        self.ramp = self._ramp.ends
+        self.interval = self._ramp.interval
+        self.scope = choice("scope", scope, ("global", "layer"))
 
     def __repr__(self) -> str:
-        return f"Cardinality(sparsity={self.sparsity:g}, ramp={self.ramp})"
+        scope = "" if self.scope == "global" else f", scope={self.scope!r}"
+        return f"Cardinality(sparsity={self.sparsity:g}, ramp={self.ramp}{scope})"
 
     @property
     @override
     def needs_total_steps(self) -> bool:
-        return self.ramp[1] > 0.0
+        return self._ramp.needs_total_steps
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
-        if not self.needs_total_steps:
-            return self.sparsity
-        if total_steps is None:
-            raise ValueError("Cardinality with a ramp needs total_steps.")
-        start, end = self.ramp
-        # In whole iterations: with the last one at the latest the target holds, however short the training.
-        first = min(int(start * total_steps), total_steps - 1)
-        last = min(max(int(end * total_steps), first), total_steps - 1)
-        if step >= last:
-            return self.sparsity
-        if step < first:
-            return 0.0
-        interval = self.interval or min(max(total_steps // 200, 2), 100)
-        reached = (step - first) // interval * interval
-        return self.sparsity * (1.0 - (1.0 - reached / (last - first)) ** 3)
+        return self.sparsity * self._ramp.share_at(step, total_steps)
 
     @override
     def at(self, step: int, total_steps: int | None) -> Regularizer:
-        return _AtMost(self.sparsity_at(step, total_steps))
+        return _AtMost(self.sparsity_at(step, total_steps), self.scope)
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
@@ -75,15 +72,32 @@ class Cardinality(Regularizer):
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        _AtMost(self.sparsity).prox_(points, metric, epsilon)
+        _AtMost(self.sparsity, self.scope).prox_(points, metric, epsilon)
 
     @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
-        return _AtMost(self.sparsity).admits(weights)
+        return _AtMost(self.sparsity, self.scope).admits(weights)
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        _AtMost(self.sparsity).project_(weights, metric)
+        _AtMost(self.sparsity, self.scope).project_(weights, metric)
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        self.project_in_box_(points, metric, low, high)
+
+    @override
+    def project_in_box_(
+        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
+    ) -> None:
+        _AtMost(self.sparsity, self.scope).project_in_box_(weights, metric, low, high)
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        return self.scope == "global"
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:
@@ -91,17 +105,22 @@ class Cardinality(Regularizer):
         return torch.zeros_like(weight)
 
 
-class _AtMost(Regularizer):
+class _AtMost(ZeroInBox):
     """The constraint with the sparsity demanded in one iteration."""
 
-    couples_tensors = True
-
-    def __init__(self, sparsity: float) -> None:
+    def __init__(self, sparsity: float, scope: str) -> None:
         self.sparsity = sparsity
+        self.scope = scope
 
-    def _kept(self, weights: Sequence[Tensor]) -> int:
-        total = sum(w.numel() for w in weights)
+    def __repr__(self) -> str:
+        return f"Cardinality(sparsity={self.sparsity:g}, ramp=(0, 0), scope={self.scope!r})"
+
+    def _kept(self, total: int) -> int:
         return total - round(self.sparsity * total)
+
+    def _parts(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """The sets of tensors over which the choice is made together."""
+        return [[w] for w in weights] if self.scope == "layer" else [weights]
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
@@ -116,17 +135,49 @@ class _AtMost(Regularizer):
     def admits(self, weights: Sequence[Tensor]) -> bool:
         if self.sparsity == 0.0:
             return True
-        return sum(int(torch.count_nonzero(w)) for w in weights) <= self._kept(weights)
+        return all(
+            sum(int(torch.count_nonzero(w)) for w in part) <= self._kept(sum(w.numel() for w in part))
+            for part in self._parts(weights)
+        )
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        kept = self._kept(weights)
-        if self.sparsity == 0.0 or not weights:
+        if self.sparsity > 0.0:
+            self._keep_best_(weights, [d * w.square() for w, d in zip(weights, metric, strict=True)])
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        self.project_in_box_(points, metric, low, high)
+
+    @override
+    def project_in_box_(
+        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
+    ) -> None:
+        scores = []
+        for w, d in zip(weights, metric, strict=True):
+            clipped = w.clamp(low, high)
+            # What keeping the clipped c gains over zero: Dw² − D(w−c)² = Dc(2w−c), and c lies between 0 and w.
+            scores.append(d * clipped * (2.0 * w - clipped))
+            w.copy_(clipped)
+        if self.sparsity > 0.0:
+            self._keep_best_(weights, scores)
+
+    def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        """Sets all weights to zero but those with the largest scores."""
+        if not weights:
             return
-        scores = torch.cat([(d * w.square()).flatten() for w, d in zip(weights, metric, strict=True)])
-        keep = keep_largest(scores, kept)
-        for w, part in zip(weights, keep.split([w.numel() for w in weights]), strict=True):
-            w.masked_fill_(~part.view(w.shape), 0.0)
+        for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
+            every = torch.cat([v.flatten() for v in values])
+            keep = keep_largest(every, self._kept(every.numel()))
+            for w, kept in zip(part, keep.split([w.numel() for w in part]), strict=True):
+                w.masked_fill_(~kept.view(w.shape), 0.0)
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        return self.scope == "global"
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

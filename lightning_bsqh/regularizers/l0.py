@@ -9,14 +9,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ZeroInBox
 
 
-class L0(Regularizer):
+class L0(ZeroInBox):
     """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (method §3, row L0).
 
     Args:
         rho: Price ρ ≥ 0 of one non-zero weight, in units of the loss.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(self, rho: float = 1e-5) -> None:
@@ -38,3 +43,13 @@ class L0(Regularizer):
     @override
     def elementwise(self, weight: Tensor) -> Tensor:
         return self.rho * (weight != 0).to(weight.dtype)
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        for z, d in zip(points, metric, strict=True):
+            kept = z.clamp(low, high)
+            # What is kept now also costs its distance from z.
+            cost = self.rho + epsilon * d * (kept - z).square()
+            z.copy_(kept.masked_fill_(epsilon * d * z.square() <= cost, 0.0))

@@ -9,14 +9,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
-class L1(Regularizer):
+class L1(ConvexInBox):
     """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (method §3, row L1).
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of weight.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(self, rho: float = 1e-5) -> None:

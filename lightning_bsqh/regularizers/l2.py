@@ -8,14 +8,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
-class L2(Regularizer):
+class L2(ConvexInBox):
     """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ) (method §3, row L2).
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of squared weight.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(self, rho: float = 1e-5) -> None:

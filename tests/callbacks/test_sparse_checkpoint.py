@@ -2,7 +2,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_bsqh import L1, BSQHStrategy, Cardinality
+from lightning_bsqh import L1, Box, BSQHStrategy, Cardinality
 from lightning_bsqh.callbacks import SparseCheckpoint
 from lightning_bsqh.regularizers import Regularizer
 from tests.callbacks.small import SmallModule, loader
@@ -53,6 +53,17 @@ def test_a_regularizer_without_a_target(tmp_path) -> None:
     checkpoint = SparseCheckpoint(monitor="score", mode="min", filename="{epoch}", dirpath=tmp_path)
     _fit(tmp_path, checkpoint, L1(rho=1e-6), epochs=2)
     assert checkpoint.best_model_path.endswith("epoch=0.ckpt")
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [Cardinality(sparsity=0.5, ramp=(0.5, 0.7), interval=1, scope="layer"), Box(-5.0, 5.0, TARGET)],
+    ids=["per layer", "in a box"],
+)
+def test_other_forms_of_the_target(tmp_path, regularizer: Regularizer) -> None:
+    checkpoint = SparseCheckpoint(monitor="score", mode="min", filename="{epoch}", dirpath=tmp_path)
+    _fit(tmp_path, checkpoint, regularizer)
+    assert checkpoint.best_model_path.endswith("epoch=2.ckpt")
 
 
 def test_by_steps(tmp_path) -> None:

@@ -24,38 +24,174 @@ def l2(z, d, epsilon, rho):
     return [epsilon * di * zi / (epsilon * di + rho) for zi, di in zip(z, d, strict=True)]
 
 
-def largest(z, d, count):
-    """Keeps the `count` largest d z² over all arrays; ties go to the first."""
-    scores = np.concatenate([(di * zi**2).ravel() for zi, di in zip(z, d, strict=True)])
+def largest(z, d, count, low=-math.inf, high=math.inf):
+    """Keeps the `count` clipped c with the largest d z² − d (z − c)² over all arrays; ties go to the first."""
+    clipped = [np.clip(zi, low, high) for zi in z]
+    scores = [(di * zi**2 - di * (zi - ci) ** 2).ravel() for zi, di, ci in zip(z, d, clipped, strict=True)]
+    scores = np.concatenate(scores)
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     keep = np.zeros(len(scores), bool)
     keep[order[:count]] = True
     out, start = [], 0
-    for zi in z:
-        out.append(np.where(keep[start : start + zi.size].reshape(zi.shape), zi, 0.0))
-        start += zi.size
+    for ci in clipped:
+        out.append(np.where(keep[start : start + ci.size].reshape(ci.shape), ci, 0.0))
+        start += ci.size
     return out
+
+
+def elastic(z, d, epsilon, rho):
+    shrunk = l1(z, d, epsilon, rho[0])
+    return [epsilon * di * si / (epsilon * di + rho[1]) for si, di in zip(shrunk, d, strict=True)]
+
+
+def fractional(z, d, epsilon, rho, p):
+    """No closed form: Newton from |z| down to the larger stationary point, which is then compared with 0."""
+    out = []
+    for zi, di in zip(z, d, strict=True):
+        a, weight = np.abs(zi), epsilon * di
+        u = a + 1e-100
+        for _ in range(60):
+            g = u - a + rho * p / (2 * weight) * u ** (p - 1)
+            slope = 1 + rho * p * (p - 1) / (2 * weight) * u ** (p - 2)
+            u = np.where(slope > 0, np.maximum(u - g / slope, 1e-12 * a + 1e-100), u)
+        better = rho * u**p + weight * (u - a) ** 2 < weight * a**2
+        out.append(np.where(better, np.sign(zi) * u, 0.0))
+    return out
+
+
+def group_l0(z, d, epsilon, rho, dim, by_size):
+    out = []
+    for zi, di in zip(z, d, strict=True):
+        new = np.zeros_like(zi)
+        for g in range(zi.shape[dim]):
+            place = (slice(None),) * dim + (g,)
+            group, metric = zi[place], np.broadcast_to(di, zi.shape)[place]
+            if (epsilon * metric * group**2).sum() > rho * (group.size if by_size else 1):
+                new[place] = group
+        out.append(new)
+    return out
+
+
+def nearest(z, levels):
+    """The nearest level; of two the one nearer to 0, and of -a and a the latter."""
+    order = np.array(sorted(levels, key=lambda level: (abs(level), -level)))
+    return [order[np.abs(zi[..., None] - order).argmin(-1)] for zi in z]
 
 
 @dataclass
 class Penalty:
-    """ρR with its maximiser; `kind` is l0, l1, l2."""
+    """ρR with its maximiser; `kind` is l0, l1, l2, elastic (rho is a pair), half, two_thirds."""
 
     kind: str
     rho: float
 
     def value(self, w):
-        norms = {"l0": lambda a: np.count_nonzero(a), "l1": lambda a: np.abs(a).sum(), "l2": lambda a: (a**2).sum()}
+        if self.kind == "elastic":
+            return Penalty("l1", self.rho[0]).value(w) + Penalty("l2", self.rho[1]).value(w)
+        norms = {
+            "l0": lambda a: np.count_nonzero(a),
+            "l1": lambda a: np.abs(a).sum(),
+            "l2": lambda a: (a**2).sum(),
+            "half": lambda a: np.sqrt(np.abs(a)).sum(),
+            "two_thirds": lambda a: np.cbrt(a**2).sum(),
+        }
         return self.rho * sum(norms[self.kind](wi) for wi in w)
 
     def prox(self, z, d, epsilon, step):
-        return {"l0": l0, "l1": l1, "l2": l2}[self.kind](z, d, epsilon, self.rho)
+        if self.kind in ("half", "two_thirds"):
+            return fractional(z, d, epsilon, self.rho, 1 / 2 if self.kind == "half" else 2 / 3)
+        return {"l0": l0, "l1": l1, "l2": l2, "elastic": elastic}[self.kind](z, d, epsilon, self.rho)
 
     def admits(self, w, step):
         return True
 
     def project(self, w, d, step):
         return w
+
+
+@dataclass
+class Groups(Penalty):
+    """ρ times the number of groups that are not all zero, along `dim`, each counted once or by its size."""
+
+    kind: str = "group"
+    rho: float = 0.0
+    dim: int = 0
+    by_size: bool = False
+
+    def value(self, w):
+        total = 0.0
+        for wi in w:
+            rows = np.moveaxis(wi, self.dim, 0).reshape(wi.shape[self.dim], -1)
+            total += (rows != 0).any(1).sum() * (rows.shape[1] if self.by_size else 1)
+        return self.rho * total
+
+    def prox(self, z, d, epsilon, step):
+        return group_l0(z, d, epsilon, self.rho, self.dim, self.by_size)
+
+
+@dataclass
+class Levels:
+    """At least a share of all weights, those of least d (z − level)², in a finite set; `total` None: all of them."""
+
+    levels: tuple
+    total: int | None = None
+    start: float = 0.05
+    end: float = 0.7
+
+    def value(self, w):
+        return 0.0
+
+    def free(self, n, step):
+        """How many weights need not be on a level."""
+        return Ramp(1.0, self.total, self.start, self.end).count(n, step) if self.total else 0
+
+    def prox(self, z, d, epsilon, step):
+        return self.project(z, d, step)
+
+    def admits(self, w, step):
+        off = sum((~np.isin(wi, self.levels)).sum() for wi in w)
+        return off <= self.free(sum(wi.size for wi in w), step)
+
+    def project(self, w, d, step):
+        snapped = nearest(w, self.levels)
+        # What is kept of w − level in the metric is what a cardinality would keep.
+        rest = [wi - si for wi, si in zip(w, snapped, strict=True)]
+        kept = largest(rest, d, self.free(sum(wi.size for wi in w), step))
+        return [np.where(k != 0, wi, s) for k, wi, s in zip(kept, w, snapped, strict=True)]
+
+
+@dataclass
+class InBox:
+    """low ≤ u ≤ high: the prox of `inside`, clipped, and every group of weights that `inside` prices compared with 0.
+
+    For each weight alone (l0, l1, l2, elastic and the fractional ones); `inside` None is the box alone.
+    """
+
+    low: float
+    high: float
+    inside: Penalty | None = None
+
+    def value(self, w):
+        return self.inside.value(w) if self.inside else 0.0
+
+    def prox(self, z, d, epsilon, step):
+        free = self.inside.prox(z, d, epsilon, step) if self.inside else z
+        out = []
+        for zi, di, fi in zip(z, d, free, strict=True):
+            new = np.clip(fi, self.low, self.high)
+            for i in np.ndindex(zi.shape):
+                # 0 is in the box of every test with a penalty that is not convex.
+                cost = [self.value([np.array([u])]) + epsilon * di[i] * (u - zi[i]) ** 2 for u in (0.0, new[i])]
+                if self.inside and self.low <= 0 <= self.high and cost[0] <= cost[1]:
+                    new[i] = 0.0
+            out.append(new)
+        return out
+
+    def admits(self, w, step):
+        return all(((self.low <= wi) & (wi <= self.high)).all() for wi in w)
+
+    def project(self, w, d, step):
+        return [np.clip(wi, self.low, self.high) for wi in w]
 
 
 @dataclass
@@ -66,6 +202,9 @@ class Ramp:
     total: int
     start: float = 0.05
     end: float = 0.5
+    per_layer: bool = False
+    low: float = -math.inf
+    high: float = math.inf
 
     def value(self, w):
         return 0.0
@@ -81,14 +220,22 @@ class Ramp:
             demanded = self.sparsity * (1 - (1 - reached / (last - first)) ** 3)
         return n - round(demanded * n)
 
+    def parts(self, w):
+        return [[wi] for wi in w] if self.per_layer else [w]
+
     def prox(self, z, d, epsilon, step):
-        return largest(z, d, self.count(sum(zi.size for zi in z), step))
+        return self.project(z, d, step)
 
     def admits(self, w, step):
-        return sum(np.count_nonzero(wi) for wi in w) <= self.count(sum(wi.size for wi in w), step)
+        counts = [(sum(np.count_nonzero(wi) for wi in p), sum(wi.size for wi in p)) for p in self.parts(w)]
+        within = all(((self.low <= wi) & (wi <= self.high)).all() for wi in w)
+        return within and all(nonzero <= self.count(n, step) for nonzero, n in counts)
 
     def project(self, w, d, step):
-        return largest(w, d, self.count(sum(wi.size for wi in w), step))
+        out = []
+        for wp, dp in zip(self.parts(w), self.parts(d), strict=True):
+            out += largest(wp, dp, self.count(sum(wi.size for wi in wp), step), self.low, self.high)
+        return out
 
 
 # ---------------------------------------------------------------- rules for ε, §4

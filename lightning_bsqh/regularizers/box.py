@@ -1,0 +1,102 @@
+"""The constraint low ≤ u ≤ high, alone or together with another regulariser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+
+
+class Box(Regularizer):
+    """Every regularised weight lies in [low, high] (method §3, row Box).
+
+    Alone it clips z. Together with another regulariser û is the exact maximiser in the box: with the
+    convex ``L1``, ``L2`` and ``ElasticNet`` the clipped prox; with ``L0``, ``LHalf``, ``LTwoThirds``,
+    ``GroupL0`` and ``Cardinality`` the true cost of the clipped c, R's share + εD(c−z)², is compared with
+    that of zero; with ``Discrete`` the levels outside the box are left out.
+
+    Args:
+        low: Lower end; None for no lower end.
+        high: Upper end, above ``low``; None for no upper end.
+        regularizer: A regulariser to combine the box with, None for the box alone.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If neither end is given, ``low`` is not below ``high``, or the box cannot be combined with
+            ``regularizer``: one that asks for zeros needs 0 in the box, ``Discrete`` a level in it, and
+            a user's own one its methods ``check_box`` and ``prox_in_box_``.
+    """
+
+    def __init__(
+        self, low: float | None = -1.0, high: float | None = 1.0, regularizer: Regularizer | None = None
+    ) -> None:
+        if low is None and high is None:
+            raise ValueError("low and high are both None: a Box needs at least one of them.")
+        self.low = -math.inf if low is None else number("low", low, low=-math.inf, open_low=True)
+        self.high = math.inf if high is None else number("high", high, low=self.low, open_low=True)
+        if regularizer is not None and not isinstance(regularizer, Regularizer):
+            raise TypeError(f"regularizer must be a Regularizer such as L0(rho=1e-5) or None, got {regularizer!r}.")
+        if regularizer is not None:
+            regularizer.check_box(self.low, self.high)
+        self.regularizer = regularizer
+
+    def __repr__(self) -> str:
+        inside = "" if self.regularizer is None else f", regularizer={self.regularizer!r}"
+        low = None if math.isinf(self.low) else self.low
+        high = None if math.isinf(self.high) else self.high
+        return f"Box(low={low}, high={high}{inside})"
+
+    @property
+    @override
+    def needs_total_steps(self) -> bool:
+        return self.regularizer is not None and self.regularizer.needs_total_steps
+
+    @override
+    def at(self, step: int, total_steps: int | None) -> Regularizer:
+        if self.regularizer is None:
+            return self
+        inside = self.regularizer.at(step, total_steps)
+        if inside is self.regularizer:
+            return self
+        low = None if math.isinf(self.low) else self.low
+        return Box(low, None if math.isinf(self.high) else self.high, inside)
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return 0.0 if self.regularizer is None else self.regularizer.penalty(weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        if self.regularizer is None:
+            self.project_(points, metric)
+        else:
+            self.regularizer.prox_in_box_(points, metric, epsilon, self.low, self.high)
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> bool:
+        # By way of clamp, so that an end that the weights' dtype cannot hold is rounded as in the prox.
+        inside = all(torch.equal(w, w.clamp(self.low, self.high)) for w in weights)
+        return inside and (self.regularizer is None or self.regularizer.admits(weights))
+
+    @override
+    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
+        if self.regularizer is None:
+            for w in weights:
+                w.clamp_(self.low, self.high)
+        else:
+            self.regularizer.project_in_box_(weights, metric, self.low, self.high)
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        return self.regularizer is not None and self.regularizer.couples_tensors
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor | None:
+        return torch.zeros_like(weight) if self.regularizer is None else self.regularizer.elementwise(weight)

@@ -1,0 +1,179 @@
+"""The constraint that every weight is one of finitely many levels."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.ramp import Ramp
+from lightning_bsqh.regularizers.selection import keep_largest
+
+
+class Discrete(Regularizer):
+    """Every regularised weight is one of the levels; û is the level nearest to z (method §3, row finite set).
+
+    The nearest level maximises K whatever ε and D are. A tie goes to the level nearer to 0, and between
+    −a and a to a. It is a constraint: R = 0 on it.
+
+    A weight leaves a level only if one step carries it past the middle to the next, so a network whose
+    weights are on levels from the start hardly learns. Therefore the share of weights that must be
+    on levels rises along a ramp: at least round(share·n) of all n weights are, those with the smallest
+    εD(z − level)², chosen anew in every iteration; the others are free. From the ramp's end on it is all.
+
+    Args:
+        levels: The permitted values, at least one, in any order.
+        ramp: Start and end of the ramp as shares of the training, 0 ≤ start ≤ end ≤ 1; (0, 0) has all
+            weights on levels at once.
+        interval: Number of iterations from one tightening to the next, as in ``Cardinality``.
+
+    Raises:
+        TypeError: If ``levels`` is no sequence of numbers, or another option has the wrong type.
+        ValueError: If ``levels`` is empty, a level is not finite, or another option is out of its range.
+    """
+
+    def __init__(
+        self, levels: Sequence[float], ramp: tuple[float, float] = (0.05, 0.7), interval: int | None = None
+    ) -> None:
+        if isinstance(levels, str) or not isinstance(levels, Sequence):
+            raise TypeError(f"levels must be a sequence of numbers such as (-0.1, 0.0, 0.1), got {levels!r}.")
+        if not levels:
+            raise ValueError(f"levels must hold at least one number in (-inf, inf), got {levels!r}.")
+        self.levels = _sorted(levels)
+        self._ramp = Ramp(ramp, interval)
+        self.ramp = self._ramp.ends
+        self.interval = self._ramp.interval
+        #: Share of the weights that must be on levels.
+        self._share = 1.0
+
+    @classmethod
+    def binary(cls, scale: float, ramp: tuple[float, float] = (0.05, 0.7), interval: int | None = None) -> Discrete:
+        """The two levels −scale and scale.
+
+        Raises:
+            TypeError: If ``scale`` is no number.
+            ValueError: If it is not finite or not above 0.
+        """
+        scale = number("scale", scale, low=0.0, open_low=True)
+        return cls((-scale, scale), ramp, interval)
+
+    @classmethod
+    def ternary(cls, scale: float, ramp: tuple[float, float] = (0.05, 0.7), interval: int | None = None) -> Discrete:
+        """The three levels −scale, 0 and scale.
+
+        Raises:
+            TypeError: If ``scale`` is no number.
+            ValueError: If it is not finite or not above 0.
+        """
+        scale = number("scale", scale, low=0.0, open_low=True)
+        return cls((-scale, 0.0, scale), ramp, interval)
+
+    def __repr__(self) -> str:
+        return f"Discrete(levels={self.levels}, ramp={self.ramp})"
+
+    @property
+    @override
+    def needs_total_steps(self) -> bool:
+        return self._ramp.needs_total_steps
+
+    @override
+    def at(self, step: int, total_steps: int | None) -> Regularizer:
+        held = copy.copy(self)
+        held._share = self._ramp.share_at(step, total_steps)
+        return held
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return 0.0
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        self.project_(points, metric)
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> bool:
+        needed = round(self._share * sum(w.numel() for w in weights))
+        if needed == 0:
+            return True
+        return sum(int(torch.count_nonzero(w == _nearest(w, self.levels))) for w in weights) >= needed
+
+    @override
+    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
+        self.project_in_box_(weights, metric, -math.inf, math.inf)
+
+    @override
+    def check_box(self, low: float, high: float) -> None:
+        if not self._inside(low, high):
+            raise ValueError(f"Box with low={low:g}, high={high:g} contains none of the levels of {self!r}.")
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        self.project_in_box_(points, metric, low, high)
+
+    @override
+    def project_in_box_(
+        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
+    ) -> None:
+        levels = self._inside(low, high)
+        nearest = [_nearest(w, levels) for w in weights]
+        if self._share < 1.0 and weights:
+            self._free_some_(nearest, weights, metric, low, high)
+        for w, value in zip(weights, nearest, strict=True):
+            w.copy_(value)
+
+    def _free_some_(
+        self,
+        nearest: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        metric: Sequence[MetricWeight],
+        low: float,
+        high: float,
+    ) -> None:
+        """Replaces the levels that are dearest by the weights themselves, clipped, as many as may be free."""
+        clipped = [w.clamp(low, high) for w in weights]
+        gains = [
+            (d * ((q - w).square() - (c - w).square())).flatten()
+            for q, c, w, d in zip(nearest, clipped, weights, metric, strict=True)
+        ]
+        total = sum(w.numel() for w in weights)
+        free = keep_largest(torch.cat(gains), total - round(self._share * total))
+        for q, c, part in zip(nearest, clipped, free.split([w.numel() for w in weights]), strict=True):
+            q.copy_(torch.where(part.view(q.shape), c, q))
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        # Only along the ramp: which weights may still be free is chosen over all tensors.
+        return self._share < 1.0
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        # A constraint that is satisfied has no price.
+        return torch.zeros_like(weight)
+
+    def _inside(self, low: float, high: float) -> tuple[float, ...]:
+        return tuple(level for level in self.levels if low <= level <= high)
+
+
+def _sorted(levels: Sequence[float]) -> tuple[float, ...]:
+    values = [number(f"levels[{i}]", v, low=-math.inf, open_low=True) for i, v in enumerate(levels)]
+    return tuple(sorted(set(values)))
+
+
+def _nearest(values: Tensor, levels: Sequence[float]) -> Tensor:
+    """The level nearest to each value, in the dtype of ``values``."""
+    nearest = torch.full_like(values, levels[0])
+    for lower, upper in pairwise(levels):
+        middle = (lower + upper) / 2.0
+        # A value in the middle takes the lower level if it is positive and the upper one otherwise.
+        nearest.masked_fill_(values > middle if middle > 0.0 else values >= middle, upper)
+    return nearest

@@ -1,0 +1,49 @@
+"""R(u) = a sum of ‖u‖₁ and ‖u‖₂²."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ConvexInBox
+
+
+class ElasticNet(ConvexInBox):
+    """ρ₁‖u‖₁ + ρ₂‖u‖², maximised by εD·soft(z, ρ₁/(2εD))/(εD + ρ₂) (method §3, row elastic net).
+
+    Args:
+        rho_l1: Factor ρ₁ ≥ 0 of ‖u‖₁, in units of the loss per unit of weight.
+        rho_l2: Factor ρ₂ ≥ 0 of ‖u‖², in units of the loss per unit of squared weight.
+
+    Raises:
+        TypeError: If a factor is no number.
+        ValueError: If a factor is negative or not finite.
+    """
+
+    def __init__(self, rho_l1: float = 1e-5, rho_l2: float = 1e-5) -> None:
+        self.rho_l1 = number("rho_l1", rho_l1, low=0.0)
+        self.rho_l2 = number("rho_l2", rho_l2, low=0.0)
+
+    def __repr__(self) -> str:
+        return f"ElasticNet(rho_l1={self.rho_l1:g}, rho_l2={self.rho_l2:g})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return sum(self.rho_l1 * float(w.abs().sum()) + self.rho_l2 * float(w.square().sum()) for w in weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for z, d in zip(points, metric, strict=True):
+            weight = epsilon * d
+            threshold = torch.as_tensor(0.5 * self.rho_l1 / weight, dtype=z.dtype, device=z.device)
+            # z minus its clamp is exactly zero inside the threshold.
+            z.sub_(torch.clamp(z, min=-threshold, max=threshold)).mul_(weight / (weight + self.rho_l2))
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor:
+        return self.rho_l1 * weight.abs() + self.rho_l2 * weight.square()

@@ -1,0 +1,86 @@
+"""R(u) = the number of groups of weights that are not all zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh._validation import choice, number
+from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import ZeroInBox
+
+
+class GroupL0(ZeroInBox):
+    """ρ Σ_g weight(g)·[u_g ≠ 0]: every group with at least one non-zero weight costs ρ·weight(g) (method §3).
+
+    A group is kept whole if Σ_g εDz² > ρ·weight(g), else it is zero; a tie goes to zero. R counts weights
+    only: a bias that belongs to a filter is neither counted nor removed with it.
+
+    Args:
+        rho: Price ρ ≥ 0 of one group of weight 1, in units of the loss.
+        groups: ``"output"`` takes the slices of a tensor along dim 0 (filters of a convolution, rows of a
+            linear layer: the weights that lead into one output), ``"input"`` those along dim 1 (input
+            channels, columns; of a convolution with ``groups`` > 1 the channels' positions in their
+            groups). ConvTranspose has them the other way round.
+        weight: ``"count"`` makes every group weigh 1, ``"size"`` as much as it has elements, so
+            that ρ is the price of one weight as in ``L0``.
+
+    Raises:
+        TypeError: If ``rho`` is no number.
+        ValueError: If an option is out of its range; when used, if a regularised tensor has no such dim.
+    """
+
+    def __init__(self, rho: float = 1e-3, groups: str = "output", weight: str = "count") -> None:
+        self.rho = number("rho", rho, low=0.0)
+        self.groups = choice("groups", groups, ("output", "input"))
+        self.weight = choice("weight", weight, ("count", "size"))
+        self._dim = 0 if self.groups == "output" else 1
+
+    def __repr__(self) -> str:
+        return f"GroupL0(rho={self.rho:g}, groups={self.groups!r}, weight={self.weight!r})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return sum(self._price(w) * int(torch.count_nonzero(self._rows(w != 0).any(1))) for w in weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for z, d in zip(points, metric, strict=True):
+            self._drop_(z, epsilon * d * z.square())
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        for z, d in zip(points, metric, strict=True):
+            clipped = z.clamp(low, high)
+            # What keeping the clipped c gains over zero, besides its price: εDz² − εD(c−z)² = εDc(2z−c).
+            gain = epsilon * d * clipped * (2.0 * z - clipped)
+            z.copy_(clipped)
+            self._drop_(z, gain)
+
+    def _drop_(self, z: Tensor, gain: Tensor) -> None:
+        """Sets the groups to zero whose gains do not add up to more than their price."""
+        dropped = self._rows(gain).sum(1) <= self._price(z)
+        z.masked_fill_(dropped.view([-1 if dim == self._dim else 1 for dim in range(z.dim())]), 0.0)
+
+    def _price(self, tensor: Tensor) -> float:
+        """ρ·weight(g), the same for all groups of one tensor."""
+        count = self._count(tensor)
+        return self.rho * (tensor.numel() / max(count, 1) if self.weight == "size" else 1.0)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """The tensor with one row per group."""
+        count = self._count(tensor)
+        return tensor.movedim(self._dim, 0).reshape(count, tensor.numel() // max(count, 1))
+
+    def _count(self, tensor: Tensor) -> int:
+        if tensor.dim() <= self._dim:
+            raise ValueError(
+                f"GroupL0 with groups={self.groups!r} needs tensors with more than {self._dim} dimensions, but a"
+                f" regularised one has the shape {tuple(tensor.shape)}: choose what R acts on with regularize=[...]."
+            )
+        return tensor.shape[self._dim]
