@@ -83,10 +83,23 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._buffers = [(b, b.detach().clone()) for b in module.buffers() if _writable(b)]
+        #: The module and all its parts; to walk through them is slow, so it is done once.
+        self.modules = list(module.modules())
+        self._capture()
+
+    def again(self) -> ModuleState:
+        """The same of the same modules as they are now."""
+        state = object.__new__(ModuleState)
+        state.modules = self.modules
+        state._capture()
+        return state
+
+    def _capture(self) -> None:
+        buffers = {id(b): b for child in self.modules for b in vars(child)["_buffers"].values() if b is not None}
+        self._buffers = [(b, b.detach().clone()) for b in buffers.values() if _writable(b)]
         self._attributes: list[_Attributes] = []
         seen: set[int] = set()
-        for child in module.modules():
+        for child in self.modules:
             self._remember(child, seen)
 
     def _remember(self, child: nn.Module, seen: set[int]) -> None:
@@ -217,7 +230,7 @@ def without_trace(
             training_step counts its calls or fills a queue; None if unknown.
         devices: Devices whose generators the trial may use.
     """
-    state = ModuleState(module) if module is not None else None
+    state = before.again() if before is not None else ModuleState(module) if module is not None else None
     after = RandomState.capture(devices)
     start.restore()
     if before is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
@@ -99,9 +99,10 @@ class LightningSweeps(Sweeps):
 
     def _evaluate(self) -> float:
         assert self._start is not None, "training_step comes first"
+        assert self._before is not None
         batch = _copy(self._batch, tensors=bool(self._writes_batch))
         trace = without_trace(self._module, self._start, self._before, self._devices)
-        with trace, silence(self._module), self._context():
+        with trace, silence(self._module, self._before.modules), self._context():
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):
                 batch_idx = batch[1] if len(batch) > 1 else self._module.trainer.fit_loop.batch_idx
@@ -127,9 +128,9 @@ def loss_of(output: Any) -> Any:
 
 
 @contextmanager
-def silence(module: pl.LightningModule) -> Iterator[None]:
+def silence(module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
     """Turns log, log_dict and print of a module and its parts, and the Trainer's loggers, into no-operations."""
-    modules = [child for child in module.modules() if isinstance(child, pl.LightningModule)]
+    modules = [child for child in parts if isinstance(child, pl.LightningModule)]
     names = ("log", "log_dict", "print")
     own = [(child, name, vars(child).get(name)) for child in modules for name in names]
     trainer = module.trainer
@@ -160,7 +161,14 @@ def _copy(value: Any, tensors: bool) -> Any:
         value: The arguments of training_step.
         tensors: Whether to clone the tensors, too.
     """
-    return apply_to_collection(value, Tensor, lambda t: t.clone() if tensors and not t.requires_grad else t)
+    if isinstance(value, Tensor):
+        return value.clone() if tensors and not value.requires_grad else value
+    if type(value) in (list, tuple):
+        # What most batches are; the general way takes its time.
+        return type(value)([_copy(item, tensors) for item in value])
+    if type(value) in (int, str, float):
+        return value
+    return apply_to_collection(value, Tensor, lambda t: _copy(t, tensors))
 
 
 def _versions(value: Any) -> list[int]:
@@ -169,5 +177,15 @@ def _versions(value: Any) -> list[int]:
     The counter is what autograd itself checks saved tensors by; it has an underscore but no public twin.
     """
     versions: list[int] = []
-    apply_to_collection(value, Tensor, lambda t: versions.append(t._version) if not t.is_inference() else None)
+
+    def note(item: Any) -> None:
+        if isinstance(item, Tensor):
+            versions.append(0 if item.is_inference() else item._version)
+        elif type(item) in (list, tuple):
+            for member in item:
+                note(member)
+        elif type(item) not in (int, str, float):
+            apply_to_collection(item, Tensor, note)
+
+    note(value)
     return versions

@@ -148,6 +148,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         total = sum(w.numel() for w in weights)
         return 1.0 - sum(int(torch.count_nonzero(w)) for w in weights) / total if total else 0.0
 
+    def meets_constraint(self) -> bool:
+        """Whether the weights satisfy the regulariser's constraint in full, as at the end of its ramp."""
+        return self.regularizer.admits([w for layer in self.regularized_weights().values() for w in layer])
+
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
         return {self.parameter_name(p): self.metric.weight(self.state.get(p, {}), p) for p in self._parameters()}

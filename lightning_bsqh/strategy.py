@@ -250,6 +250,15 @@ class BSQHStrategy(SingleDeviceStrategy):
                 )
         optimizer.check_ready()
 
+    @override
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self._optimizer.meets_constraint():
+            rank_zero_warn(
+                f"The training ended before {self._optimizer.regularizer!r} was met:"
+                f" {100 * self._optimizer.sparsity():.2f} % of the weights are zero. It was stopped within the ramp."
+            )
+
     # ------------------------------------------------------------------ one batch
 
     @override

@@ -78,7 +78,7 @@ def parent() -> Parent:
 
 def test_silence_turns_off_and_on(parent: Parent) -> None:
     loggers = parent.trainer.loggers
-    with silence(parent):
+    with silence(parent, parent.modules()):
         assert parent.log("a", 1.0) is None  # type: ignore[func-returns-value]
         assert parent.log_dict({"a": 1.0}) is None  # type: ignore[func-returns-value]
         parent.child.log("a", 1.0)
@@ -101,7 +101,7 @@ def test_silence_ends_with_an_exception_and_keeps_the_users_own(parent: Parent) 
         parent.log("a", 1.0)
         raise KeyError
 
-    with pytest.raises(KeyError), silence(parent):
+    with pytest.raises(KeyError), silence(parent, parent.modules()):
         fail()
     assert vars(parent)["log"] is own
     assert parent.spoken == []

@@ -709,3 +709,16 @@ def test_compiled(make_trainer: Any, make_loader: Any, what: str) -> None:
     for first, second in zip(plain.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(second, first)
     assert optimizer_of(trainer).sparsity() == pytest.approx(0.9)
+
+
+def test_warns_if_stopped_within_the_ramp(make_trainer: Any, make_loader: Any) -> None:
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 2
+
+    trainer = make_trainer(BSQHStrategy(), max_epochs=10, callbacks=[Stop()])
+    with pytest.warns(UserWarning, match=r"ended before Cardinality\(sparsity=0.9"):
+        trainer.fit(Validated(), make_loader())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The training ended before")
+        make_trainer(BSQHStrategy(), max_epochs=2).fit(Validated(), make_loader())
