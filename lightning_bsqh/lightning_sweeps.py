@@ -136,7 +136,7 @@ def silence(module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[
     trainer = module.trainer
     loggers = trainer.loggers
     for child, name, _ in own:
-        setattr(child, name, _nothing)
+        vars(child)[name] = _nothing
     if loggers:
         trainer.loggers = [DummyLogger() for _ in loggers]
     try:
@@ -145,9 +145,9 @@ def silence(module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[
         trainer.loggers = loggers
         for child, name, previous in own:
             if previous is None:
-                delattr(child, name)
+                vars(child).pop(name, None)
             else:
-                setattr(child, name, previous)
+                vars(child)[name] = previous
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -357,7 +357,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _gradients_are_finite(self) -> bool:
         # A sum is not finite if an entry is not, and the quickest way to look at them all.
         sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
-        return not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all())
+        return not sums or math.isfinite(torch.stack([s.to(sums[0].device) for s in sums]).sum().item())
 
 
 def _change(after: float, before: float) -> float:
