@@ -60,6 +60,8 @@ class Iteration:
         self._regularized = regularized
         self._weights = [parameters[i] for i in regularized]
         self._start = self._base = _copies(parameters)
+        # Whether the parameters may hold something else than the base point.
+        self._moved = False
         #: ρR at the base point.
         self.penalty = regularizer.penalty(self._weights)
         #: Whether w violates a constraint: one that has just been tightened.
@@ -69,7 +71,8 @@ class Iteration:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
         metric = self._metric()
         for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, metric, strict=True):
-            p.copy_(w)
+            if self._moved:
+                p.copy_(w)
             if gradient is None:
                 continue
             # z = w + G/(2εD) with G = −gradient.
@@ -77,6 +80,7 @@ class Iteration:
                 p.addcdiv_(gradient, d, value=-0.5 / epsilon)
             else:
                 p.add_(gradient, alpha=-0.5 / (epsilon * d))
+        self._moved = True
         self._regularizer.prox_(self._weights, [metric[i] for i in self._regularized], epsilon)
         return self._measure(metric)
 

@@ -76,7 +76,7 @@ class LightningSweeps(Sweeps):
     @override
     def forward_adjoint(self) -> Tensor | None:
         assert self._closure is not None, "on_batch comes first"
-        with torch.enable_grad():
+        with torch.enable_grad(), self._pooling():
             loss = self._closure()
         self.closure_was_withheld = loss is None and self._has_loss
         # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,17 +54,20 @@ class Sweeps(ABC):
         """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
         return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
 
+    def _pooling(self) -> AbstractContextManager[Any]:
+        """What every forward runs in: quicker pooling on a CPU."""
+        return FastPooling() if all(device.type == "cpu" for device in self._devices) else nullcontext()
+
     def _run_trial(self, evaluate: Callable[[], float]) -> float:
         """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
         if not self._trials_need_graph:
             try:
-                on_cpu = all(device.type == "cpu" for device in self._devices)
-                with torch.no_grad(), FastPooling() if on_cpu else nullcontext():
+                with torch.no_grad(), self._pooling():
                     return evaluate()
             except RuntimeError as error:
                 if "require grad" not in str(error) and "requires grad" not in str(error):
                     raise
-        with torch.enable_grad():
+        with torch.enable_grad(), self._pooling():
             loss = evaluate()
         # Only now is it certain that the graph was what was missing.
         self._trials_need_graph = True
@@ -120,7 +124,8 @@ class ClosureSweeps(Sweeps):
         for parameter in self._parameters:
             parameter.grad = None
         with torch.enable_grad():
-            loss = check_loss(self._closure(), "closure")
+            with self._pooling():
+                loss = check_loss(self._closure(), "closure")
             loss.backward()
         return loss.detach()
 

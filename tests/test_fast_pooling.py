@@ -1,4 +1,4 @@
-"""The quick pooling of trials against torch's own."""
+"""The quick pooling against torch's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from lightning_bsqh import fast_pooling
-from lightning_bsqh.fast_pooling import FastPooling, tiled_max_pool2d
+from lightning_bsqh.fast_pooling import FastPooling, max_pool2x2_with_positions, tiled_max_pool2d
 
 
 @settings(deadline=None, max_examples=60)
@@ -52,12 +52,47 @@ def test_is_used_only_where_it_is_the_same(options: dict[str, object], quick: bo
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_not_used_where_a_graph_is_needed() -> None:
-    images = torch.randn(2, 3, 8, 8, requires_grad=True)
-    with patch.object(fast_pooling, "tiled_max_pool2d", wraps=tiled_max_pool2d) as spy, FastPooling():
-        functional.max_pool2d(images, 2).sum().backward()
-    assert not spy.called
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9)),
+    channels=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_maxima_and_gradient_with_ties(shape: tuple[int, ...], channels: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Few different values, so that most windows have several maxima.
+    images = torch.randint(-2, 2, shape, generator=generator).double().relu_()
+    images = (images if channels else images[0]).requires_grad_()
+    expected = functional.max_pool2d(images, 2)
+    with patch.object(fast_pooling, "max_pool2x2_with_positions", wraps=max_pool2x2_with_positions) as spy:
+        with FastPooling():
+            actual = functional.max_pool2d(images, 2)
+        assert spy.called
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    (reference,) = torch.autograd.grad(expected, images, weights)
+    (gradient,) = torch.autograd.grad(actual, images, weights)
+    torch.testing.assert_close(gradient, reference, rtol=0, atol=0)
+
+
+def test_second_derivatives() -> None:
+    images = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def pooled(x: torch.Tensor) -> torch.Tensor:
+        with FastPooling():
+            return functional.max_pool2d(x.sin(), 2)
+
+    assert torch.autograd.gradcheck(pooled, images)
+    assert torch.autograd.gradgradcheck(pooled, images)
+
+
+def test_other_windows_with_a_graph_go_to_torch() -> None:
+    images = torch.randn(2, 3, 9, 9, requires_grad=True)
+    with FastPooling():
+        pooled = functional.max_pool2d(images, 3)
+    pooled.sum().backward()
     assert images.grad is not None
+    assert torch.count_nonzero(images.grad) == pooled.numel()
 
 
 def test_modules_and_compiled_modules() -> None:

@@ -143,7 +143,7 @@ class _AtMost(ZeroInBox):
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
         if self.sparsity > 0.0:
-            self._keep_best_(weights, [d * w.square() for w, d in zip(weights, metric, strict=True)])
+            self._keep_best_(weights, [w.square().mul_(d) for w, d in zip(weights, metric, strict=True)])
 
     @override
     def prox_in_box_(
@@ -170,9 +170,9 @@ class _AtMost(ZeroInBox):
             return
         for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
             every = torch.cat([v.flatten() for v in values])
-            keep = keep_largest(every, self._kept(every.numel()))
-            for w, kept in zip(part, keep.split([w.numel() for w in part]), strict=True):
-                w.masked_fill_(~kept.view(w.shape), 0.0)
+            drop = keep_largest(every, self._kept(every.numel())).logical_not_()
+            for w, dropped in zip(part, drop.split([w.numel() for w in part]), strict=True):
+                w.masked_fill_(dropped.view(w.shape), 0.0)
 
     @property
     @override

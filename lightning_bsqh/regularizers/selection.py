@@ -42,14 +42,16 @@ def _kth_smallest(scores: Tensor, rank: int) -> Tensor:
     """What ``torch.kthvalue`` gives, by looking only at scores near those of the same rank in a sample."""
     n = scores.numel()
     if n >= _LARGE:
-        sample = scores[:: n // _SAMPLE].sort().values
+        sample = scores[:: n // _SAMPLE]
+        size = sample.numel()
         share = rank / n
         # Four standard deviations of a rank in a random sample; if that misses, all scores are looked at.
-        margin = 4.0 * math.sqrt(share * (1.0 - share) / sample.numel()) + 1.0 / sample.numel()
-        low = sample[max(math.floor((share - margin) * sample.numel()), 0)]
-        high = sample[min(math.ceil((share + margin) * sample.numel()), sample.numel() - 1)]
-        below = int(torch.count_nonzero(scores < low))
-        near = scores[(scores >= low) & (scores <= high)]
+        margin = 4.0 * math.sqrt(share * (1.0 - share) / size) + 1.0 / size
+        low = _ranked(sample, 1 + max(math.floor((share - margin) * size), 0))
+        high = _ranked(sample, 1 + min(math.ceil((share + margin) * size), size - 1))
+        not_below = scores >= low
+        below = n - int(torch.count_nonzero(not_below))
+        near = scores[not_below & (scores <= high)]
         if below < rank <= below + near.numel():
             return _ranked(near, rank - below)
     return _ranked(scores, rank)
