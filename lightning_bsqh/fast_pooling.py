@@ -79,7 +79,7 @@ class _MaxPool2x2(Function):
         (positions,) = ctx.saved_tensors
         *outer, height, width = ctx.shape
         flat = gradient.new_zeros(*outer, height * width)
-        flat = flat.scatter(-1, positions.flatten(-2), gradient.flatten(-2))
+        flat.scatter_(-1, positions.flatten(-2), gradient.flatten(-2))
         return flat.view(ctx.shape)
 
 
