@@ -19,28 +19,6 @@ from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps import check_loss
 
-#: Modules whose output is affine in their own ``weight`` and ``bias``, whatever their input.
-AFFINE_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.Embedding,
-)
-
 
 @dataclass(frozen=True)
 class LayerResidual:
@@ -149,7 +127,7 @@ def pmp_residual(
     K_ε(·; u) is the proximal point of the method (§3), evaluated in double precision. No other sweep is done.
     Parameters, their ``grad``, buffers, plain attributes and random generators are left as they were.
 
-    This is exact for layers that are affine in their parameters: those of ``AFFINE_MODULES`` (Linear,
+    This is exact for layers that are affine in their parameters: those of ``affine.AFFINE_MODULES`` (Linear,
     convolutions and their transposes, normalisations, Embedding), with states and adjoints held fixed. Every
     other layer is reported as ``linearised``: its numbers are those of the linearisation of ⟨p, λ(x, ·)⟩ at u and
     certify nothing about the layer itself. Only the type of a module is looked at: that a network uses the
@@ -201,7 +179,7 @@ def pmp_residual(
         loss=loss,
         epsilon=epsilon,
         coupled=regularizer.couples_tensors,
-        layers={layer.name: at.layer(layer, not _is_affine(model, layer)) for layer in layers},
+        layers={layer.name: at.layer(layer, not layer.is_affine) for layer in layers},
     )
 
 
@@ -365,24 +343,6 @@ def _positive(name: str, value: MetricWeight, weight: Tensor) -> MetricWeight:
     if not bool(((value > 0) & torch.isfinite(value)).all()):
         raise ValueError(f"metric[{name!r}] must be positive and finite everywhere; raise its zeros to a tiny number.")
     return value.detach().to(weight)
-
-
-def _is_affine(model: nn.Module, layer: Layer) -> bool:
-    """Whether every module that holds one of the layer's parameters is known to be affine in it."""
-    ids = {id(p) for p in layer.parameters.values()}
-    for module in model.modules():
-        for short, p in module.named_parameters(recurse=False):
-            # Reparametrised modules (weight_norm) are of these types too, but hold other names.
-            if id(p) in ids and (short not in ("weight", "bias") or not _is_affine_module(module)):
-                return False
-    return True
-
-
-def _is_affine_module(module: nn.Module) -> bool:
-    # A subclass counts as long as it runs the forward that is known.
-    known = any(isinstance(module, t) and type(module).forward is t.forward for t in AFFINE_MODULES)
-    # Embedding with max_norm rescales its rows in every forward.
-    return known and not (isinstance(module, nn.Embedding) and module.max_norm is not None)
 
 
 def _within(gains: Tensor, tolerance: float) -> int:

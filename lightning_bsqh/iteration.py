@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_bsqh.hamiltonian import augmented_gain
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
+from lightning_bsqh.safeguard import Check, Safeguard
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,18 @@ class Candidate:
         slope: ⟨G, û − w⟩, the decrease that the linear model promises.
         tau: ‖û − w‖²_D.
         penalty_change: ρ[R(û) − R(w)].
+        excess: What Σ_l⟨p, λ(x, û) − λ(x, w)⟩ exceeds the slope by, over the layers that are not affine and whose
+            true K was evaluated.
     """
 
     slope: float
     tau: float
     penalty_change: float
+    excess: float = 0.0
 
     def gain(self, epsilon: float) -> float:
         """K_ε(û; w) − K_ε(w; w), summed over the layers."""
-        return augmented_gain(self.slope, self.penalty_change, epsilon, self.tau)
+        return augmented_gain(self.slope + self.excess, self.penalty_change, epsilon, self.tau)
 
 
 class Iteration:
@@ -43,6 +47,7 @@ class Iteration:
         metric: Computes D for each. Called anew for every candidate, so that D takes no memory during the sweeps.
         regularizer: R as it holds in this iteration.
         regularized: Positions of the tensors that R acts on.
+        checks: The layers that are not affine in their parameters and can be run alone.
     """
 
     def __init__(
@@ -52,9 +57,12 @@ class Iteration:
         metric: Callable[[], Sequence[MetricWeight]],
         regularizer: Regularizer,
         regularized: Sequence[int],
+        checks: Sequence[Check] = (),
     ) -> None:
-        self._parameters = parameters
-        self._gradients = gradients
+        self.parameters = parameters
+        self.gradients = gradients
+        self._checks = checks
+        self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._metric = metric
         self._regularizer = regularizer
         self._regularized = regularized
@@ -62,6 +70,9 @@ class Iteration:
         self._start = self._base = _copies(parameters)
         # Whether the parameters may hold something else than the base point.
         self._moved = False
+        self._layer_metric: Sequence[MetricWeight] = ()
+        self._layer_regularizers: dict[int, Regularizer] = {}
+        self._excess = 0.0
         #: ρR at the base point.
         self.penalty = regularizer.penalty(self._weights)
         #: Whether w violates a constraint: one that has just been tightened.
@@ -70,38 +81,83 @@ class Iteration:
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
         metric = self._metric()
-        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, metric, strict=True):
+        for p, w, gradient, d in zip(self.parameters, self._base, self.gradients, metric, strict=True):
             if self._moved:
                 p.copy_(w)
-            if gradient is None:
-                continue
-            # z = w + G/(2εD) with G = −gradient.
-            if isinstance(d, Tensor):
-                p.addcdiv_(gradient, d, value=-0.5 / epsilon)
-            else:
-                p.add_(gradient, alpha=-0.5 / (epsilon * d))
+            if gradient is not None:
+                _ascend_(p, gradient, d, epsilon)
         self._moved = True
         self._regularizer.prox_(self._weights, [metric[i] for i in self._regularized], epsilon)
-        return self._measure(metric)
+        if not self._checks:
+            return self._measure(metric)
+        excess = self._safeguard.apply_(self._checks, self._base, self.gradients, metric, epsilon)
+        candidate = self._measure(metric, excess)
+        if self._regularizer.couples_tensors and not self.tightened and not candidate.gain(epsilon) >= 0.0:
+            # What one layer gives up for another is worth it in the linearisation, but not in the true K.
+            self.restore_()
+            candidate = self._measure(metric)
+        return candidate
+
+    def begin_layers(self) -> None:
+        """Prepares :meth:`maximise_layer_`, with the jacobi proposal of :meth:`maximise_` in the parameters."""
+        self._layer_metric = self._metric()
+        self._layer_regularizers = dict(zip(self._regularized, self._regularizer.separate(self._weights), strict=True))
+        self._excess = 0.0
+
+    def restore_layer_(self, positions: Sequence[int]) -> None:
+        """Puts w_l back into one layer's tensors."""
+        for i in positions:
+            self.parameters[i].copy_(self._base[i])
+
+    def maximise_layer_(
+        self, positions: Sequence[int], gradients: Sequence[Tensor], epsilon: float, check: Check | None
+    ) -> None:
+        """Puts û_l = argmax K_{ε,l}(·; w_l) into one layer's tensors, which hold w_l (gauss-seidel).
+
+        Args:
+            positions: Where the layer's tensors are among all parameters.
+            gradients: −G_l for each of them, at the layer's present input.
+            epsilon: The augmentation parameter.
+            check: Evaluates the layer's true K, None if it is affine.
+        """
+        for i, gradient in zip(positions, gradients, strict=True):
+            d = self._layer_metric[i]
+            _ascend_(self.parameters[i], gradient, d, epsilon)
+            if i in self._layer_regularizers:
+                self._layer_regularizers[i].prox_([self.parameters[i]], [d], epsilon)
+        if check is None:
+            return
+        # Against the parameters of this moment: the layers before have their û already.
+        base = [p.detach().clone() for p in self.parameters]
+        for i in positions:
+            base[i] = self._base[i]
+        given: list[Tensor | None] = list(self.gradients)
+        for i, gradient in zip(positions, gradients, strict=True):
+            given[i] = gradient
+        self._excess += self._safeguard.apply_([check], base, given, self._layer_metric, epsilon)
 
     def measure(self) -> Candidate:
         """Compares what the parameters hold with the base point."""
         return self._measure(self._metric())
 
-    def _measure(self, metric: Sequence[MetricWeight]) -> Candidate:
+    def measure_layers(self) -> Candidate:
+        """The same after :meth:`maximise_layer_` has gone through the layers."""
+        return self._measure(self._layer_metric, self._excess)
+
+    def _measure(self, metric: Sequence[MetricWeight], excess: float = 0.0) -> Candidate:
         slopes: list[Tensor] = []
         taus: list[Tensor] = []
-        for p, w, gradient, d in zip(self._parameters, self._base, self._gradients, metric, strict=True):
+        for p, w, gradient, d in zip(self.parameters, self._base, self.gradients, metric, strict=True):
             step = (p - w).flatten()
             if gradient is not None:
                 slopes.append(-torch.dot(gradient.flatten(), step))
             taus.append(torch.dot(step * (d.flatten() if isinstance(d, Tensor) else d), step))
         penalty_change = self._regularizer.penalty(self._weights) - self.penalty
-        return Candidate(_sum(slopes), _sum(taus), penalty_change)
+        return Candidate(_sum(slopes), _sum(taus), penalty_change, excess)
 
     def restore_(self, to_start: bool = False) -> None:
         """Puts the base point back into the parameters, to the bit; or the w of the start, before any projection."""
-        for p, w in zip(self._parameters, self._start if to_start else self._base, strict=True):
+        for p, w in zip(self.parameters, self._start if to_start else self._base, strict=True):
             p.copy_(w)
 
     def project_(self) -> None:
@@ -109,8 +165,16 @@ class Iteration:
         self.restore_()
         metric = self._metric()
         self._regularizer.project_(self._weights, [metric[i] for i in self._regularized])
-        self._base = _copies(self._parameters)
+        self._base = _copies(self.parameters)
         self.penalty = self._regularizer.penalty(self._weights)
+
+
+def _ascend_(point: Tensor, gradient: Tensor, metric: MetricWeight, epsilon: float) -> None:
+    """Replaces w by z = w + G/(2εD) with G = −gradient, in place."""
+    if isinstance(metric, Tensor):
+        point.addcdiv_(gradient, metric, value=-0.5 / epsilon)
+    else:
+        point.add_(gradient, alpha=-0.5 / (epsilon * metric))
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

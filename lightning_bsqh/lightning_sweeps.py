@@ -57,6 +57,9 @@ class LightningSweeps(Sweeps):
         self._versions = _versions(batch)
         self._start = RandomState.capture(self._devices)
         self._before = ModuleState(self._module)
+        if self.boundaries is not None:
+            self.boundaries.context = self._outside_training_step
+            self.boundaries.start()
 
     def end(self, batch: tuple[Any, ...], has_loss: bool) -> None:
         """Called when training_step is through: notices whether it has written into its batch.
@@ -65,6 +68,8 @@ class LightningSweeps(Sweeps):
             batch: The arguments that training_step was run with.
             has_loss: Whether it returned a loss.
         """
+        if self.boundaries is not None:
+            self.boundaries.stop()
         self._has_loss = has_loss
         changed = _versions(batch) != self._versions
         # A copy costs memory, so it is made only for the first batch and for those who need it.
@@ -95,14 +100,26 @@ class LightningSweeps(Sweeps):
     def release(self) -> None:
         """Forgets the batch, so that its memory is free between steps."""
         self._batch, self._closure, self._start, self._before = (), None, None, None
+        if self.boundaries is not None:
+            # Of a training_step that raised.
+            self.boundaries.stop()
         self._has_loss = False
+
+    @contextmanager
+    def _outside_training_step(self) -> Iterator[None]:
+        """What a layer has to run in by itself."""
+        assert self._before is not None
+        with silence(self._module, self._before.modules), self._context():
+            yield
 
     def _evaluate(self) -> float:
         assert self._start is not None, "training_step comes first"
         assert self._before is not None
         batch = _copy(self._batch, tensors=bool(self._writes_batch))
-        trace = without_trace(self._module, self._start, self._before, self._devices)
-        with trace, silence(self._module, self._before.modules), self._context():
+        with (
+            without_trace(self._module, self._start, self._before, self._devices),
+            self._outside_training_step(),
+        ):
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):
                 batch_idx = batch[1] if len(batch) > 1 else self._module.trainer.fit_loop.batch_idx

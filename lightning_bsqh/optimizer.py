@@ -6,18 +6,22 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh._validation import integer, number
+from lightning_bsqh._validation import choice, integer, number
 from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
+from lightning_bsqh.boundaries import Boundaries
+from lightning_bsqh.gauss_seidel import GaussSeidel
 from lightning_bsqh.iteration import Candidate, Iteration
-from lightning_bsqh.layers import find_layers
+from lightning_bsqh.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
+from lightning_bsqh.safeguard import Check
 from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
 
 
@@ -73,6 +77,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         max_trials: Largest number of trial sweeps per iteration, at least 1.
         regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`.
         total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
+        layers: Which modules are the layers, see :func:`~lightning_bsqh.layers.find_layers`.
+        sweep: ``"jacobi"`` updates all layers from the same states; ``"gauss-seidel"`` one after the other inside
+            the trial sweep (method §5).
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -91,6 +98,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         max_trials: int = 6,
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
+        layers: LayerChoice = "leaf",
+        sweep: str = "jacobi",
     ) -> None:
         self.eta = number("eta", eta, low=0.0)
         self.max_trials = integer("max_trials", max_trials, low=1)
@@ -112,8 +121,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._evaluated = False
         self._names: dict[int, str] = {}
         self._regularized: set[int] = set()
+        self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
+        found = find_layers(params, regularize, layers)
         groups = []
-        for layer in find_layers(params, regularize):
+        for layer in found:
             groups.append({"params": list(layer.parameters.values()), "name": layer.name})
             for name, parameter in layer.parameters.items():
                 self._names[id(parameter)] = name
@@ -121,6 +132,16 @@ class BSQHOptimizer(torch.optim.Optimizer):
                     self._regularized.add(id(parameter))
         super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon})
         self._closure_sweeps = ClosureSweeps(self._parameters(), params if isinstance(params, nn.Module) else None)
+        self._layers = _located(found)
+        self._checked = [(layer, at) for layer, at in self._layers if layer.can_be_run and not layer.is_affine]
+        recorded = [layer for layer, _ in (self._checked if sweep == "jacobi" else self._layers)]
+        self._boundaries = Boundaries(recorded, (p.device for p in self._parameters())) if recorded else None
+        self._gauss_seidel: GaussSeidel | None = None
+        if sweep == "gauss-seidel":
+            if self._boundaries is None or not any(layer.modules for layer in found):
+                raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
+            self.regularizer.check_separable()
+            self._gauss_seidel = GaussSeidel(self._layers, self._boundaries)
 
     # ------------------------------------------------------------------ what others may ask
 
@@ -236,6 +257,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._closure_sweeps
+        sweeps.boundaries = self._boundaries
         sweeps.on_batch(closure)
         loss = sweeps.forward_adjoint()
         value = math.nan if loss is None else float(loss)
@@ -248,6 +270,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
             self._skip(value, counted=loss is not None)
         else:
             self._iterate(value, abs(value) * sweeps.resolution(loss), sweeps)
+        if self._boundaries is not None:
+            self._boundaries.clear()
         self._step += 1
         return loss
 
@@ -265,6 +289,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             lambda: [self.metric.weight(self.state[p], p) for p in parameters],
             self.regularizer.at(self._step, self.total_steps),
             [i for i, p in enumerate(parameters) if id(p) in self._regularized],
+            self._checks(),
         )
         base_loss = loss
         projected = accepted = False
@@ -272,8 +297,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         while not accepted and trials < self.max_trials:
             trials += 1
             epsilon = self._epsilon()
-            candidate = iteration.maximise_(epsilon)
-            trial_loss = sweeps.trial()
+            candidate, trial_loss = self._try(iteration, epsilon, sweeps)
             change = _change(trial_loss, base_loss)
             accepted = self._accepts(change, candidate, resolution)
             if not accepted and iteration.tightened and not projected:
@@ -297,6 +321,25 @@ class BSQHOptimizer(torch.optim.Optimizer):
             change = trial_loss - loss
             base_loss = loss
         self._report(loss, base_loss + iteration.penalty, change, candidate, epsilon, trials, accepted, iteration)
+
+    def _try(self, iteration: Iteration, epsilon: float, sweeps: Sweeps) -> tuple[Candidate, float]:
+        """Puts û into the parameters and runs a trial sweep; gives û's difference from w and L_B(û)."""
+        if self._gauss_seidel is None:
+            candidate = iteration.maximise_(epsilon)
+            return candidate, sweeps.trial()
+        with self._gauss_seidel.updating(iteration, epsilon):
+            loss = sweeps.trial()
+        return iteration.measure_layers(), loss
+
+    def _checks(self) -> list[Check]:
+        """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
+        if self._boundaries is None or self._gauss_seidel is not None:
+            return []
+        return [
+            Check(positions, partial(self._boundaries.alignment, layer))
+            for layer, positions in self._checked
+            if self._boundaries.calls(layer)
+        ]
 
     def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:
         """The test J_B(û) − J_B(w) ≤ −ητ of method §2 step 4, an Armijo condition in τ instead of the slope."""
@@ -358,6 +401,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
         # A sum is not finite if an entry is not, and the quickest way to look at them all.
         sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
         return not sums or math.isfinite(torch.stack([s.to(sums[0].device) for s in sums]).sum().item())
+
+
+def _located(layers: Sequence[Layer]) -> list[tuple[Layer, list[int]]]:
+    """The layers with the positions of their tensors among all of them."""
+    located, first = [], 0
+    for layer in layers:
+        located.append((layer, list(range(first, first + len(layer.parameters)))))
+        first += len(layer.parameters)
+    return located
 
 
 def _change(after: float, before: float) -> float:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_bsqh._validation import choice
 from lightning_bsqh.augmentation import Augmentation
 from lightning_bsqh.isolation import RandomState
-from lightning_bsqh.layers import find_layers
+from lightning_bsqh.layers import check_layers, find_layers
 from lightning_bsqh.lightning_sweeps import LightningSweeps, loss_of
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import Regularizer
@@ -48,6 +49,9 @@ class BSQHStrategy(SingleDeviceStrategy):
         max_trials: Largest number of trial sweeps per batch.
         regularize: Name patterns of the layers and parameters that R acts on; None takes all weights.
         total_steps: Length of the training in batches. None asks the Trainer.
+        layers: Which modules are the layers: ``"leaf"``, every module with parameters of its own; name patterns
+            such as ``["network.block*"]``; or a predicate of name and module.
+        sweep: ``"jacobi"`` or ``"gauss-seidel"``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
@@ -69,6 +73,8 @@ class BSQHStrategy(SingleDeviceStrategy):
         max_trials: int = 6,
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
+        layers: str | Sequence[str] | Callable[[str, nn.Module], bool] = "leaf",
+        sweep: str = "jacobi",
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
@@ -83,9 +89,13 @@ class BSQHStrategy(SingleDeviceStrategy):
             "max_trials": max_trials,
             "total_steps": total_steps,
         }
+        check_layers(layers)
+        self._layers = layers
+        self._sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
         self._regularize = regularize
         defaults = inspect.signature(BSQHOptimizer).parameters
-        self._has_options = regularize is not None or any(
+        self._has_options = regularize is not None or sweep != "jacobi" or layers != "leaf"
+        self._has_options = self._has_options or any(
             value is not defaults[name].default and value != defaults[name].default
             for name, value in self._options.items()
         )
@@ -221,14 +231,14 @@ class BSQHStrategy(SingleDeviceStrategy):
         self._sweeps = LightningSweeps(module, self.precision_plugin.train_step_context, reduced)
 
     def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
-        layers = find_layers(module, self._regularize)
+        layers = find_layers(module, self._regularize, self._layers)
         if given:
             # A module that hands only part of its parameters to its optimizer wants only these trained.
             wanted = {id(p) for group in given[0].param_groups for p in group["params"]}
             for layer in layers:
                 layer.parameters = {name: p for name, p in layer.parameters.items() if id(p) in wanted}
                 layer.regularized &= layer.parameters.keys()
-        return BSQHOptimizer(layers, **self._options)
+        return BSQHOptimizer(layers, **self._options, sweep=self._sweep)
 
     @override
     def on_train_start(self) -> None:

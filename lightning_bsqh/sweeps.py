@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_bsqh.boundaries import Boundaries, recording
 from lightning_bsqh.fast_pooling import FastPooling
 from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
 
@@ -28,6 +29,8 @@ class Sweeps(ABC):
         self._devices = sorted(set(devices), key=str)
         self._closure: Callable[[], Tensor | None] | None = None
         self._trials_need_graph = False
+        #: Records states and adjoints during the forward sweep; None if nobody needs them.
+        self.boundaries: Boundaries | None = None
 
     def on_batch(self, closure: Callable[[], Tensor | None]) -> None:
         """Takes the next batch, as the closure that computes its loss."""
@@ -124,7 +127,7 @@ class ClosureSweeps(Sweeps):
         for parameter in self._parameters:
             parameter.grad = None
         with torch.enable_grad():
-            with self._pooling():
+            with self._pooling(), recording(self.boundaries):
                 loss = check_loss(self._closure(), "closure")
             loss.backward()
         return loss.detach()

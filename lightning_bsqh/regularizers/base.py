@@ -64,6 +64,32 @@ class Regularizer(ABC):
         """Moves ``weights`` to the nearest admissible point in the metric D, in place (nothing for a penalty)."""
         return
 
+    def check_separable(self) -> None:
+        """Raises ValueError unless :meth:`separate` can be used."""
+        if self.couples_tensors and type(self).separate is Regularizer.separate:
+            raise ValueError(
+                f"regularizer={self!r} couples the layers, so that one cannot be updated after the other: use"
+                " sweep='jacobi', or give it a method separate."
+            )
+
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        """R for each tensor by itself, in a sweep that updates one after the other (method §5, gauss-seidel).
+
+        What couples tensors overrides this, and shares itself out among them as it is in ``weights``, the
+        maximiser over all of them together.
+        """
+        return [self] * len(weights)
+
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Which elements of admissible weights may not move on their own, or the constraint is violated.
+
+        Asked where û is moved back towards w (method §3): these elements stay.
+
+        Returns:
+            A boolean mask of its shape for each tensor, or None where all may move.
+        """
+        return [None] * len(weights)
+
     def elementwise(self, weight: Tensor) -> Tensor | None:
         """ρR of every single element, the shape of ``weight``; None where R is no sum over elements.
 

@@ -98,5 +98,16 @@ class Box(Regularizer):
         return self.regularizer is not None and self.regularizer.couples_tensors
 
     @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        if self.regularizer is None:
+            return [self] * len(weights)
+        low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
+        return [Box(low, high, part) for part in self.regularizer.separate(weights)]
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return [None] * len(weights) if self.regularizer is None else self.regularizer.pinned(weights)
+
+    @override
     def elementwise(self, weight: Tensor) -> Tensor | None:
         return torch.zeros_like(weight) if self.regularizer is None else self.regularizer.elementwise(weight)

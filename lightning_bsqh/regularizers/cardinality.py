@@ -100,6 +100,14 @@ class Cardinality(ZeroInBox):
         return self.scope == "global"
 
     @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        return _AtMost(self.sparsity, self.scope).separate(weights)
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return [w == 0.0 for w in weights]
+
+    @override
     def elementwise(self, weight: Tensor) -> Tensor:
         # A constraint that is satisfied has no price.
         return torch.zeros_like(weight)
@@ -178,6 +186,17 @@ class _AtMost(ZeroInBox):
     @override
     def couples_tensors(self) -> bool:
         return self.scope == "global"
+
+    @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        if self.scope == "layer":
+            return [self] * len(weights)
+        # Every tensor keeps as many as it has in the maximiser over all.
+        return [_AtMost(1.0 - int(torch.count_nonzero(w)) / w.numel(), "layer") for w in weights]
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return [w == 0.0 for w in weights]
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

@@ -156,6 +156,19 @@ class Discrete(Regularizer):
         return self._share < 1.0
 
     @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        parts = []
+        for w in weights:
+            part = copy.copy(self)
+            part._share = float((w == _nearest(w, self.levels)).double().mean()) if self._share < 1.0 else 1.0
+            parts.append(part)
+        return parts
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return [w == _nearest(w, self.levels) for w in weights]
+
+    @override
     def elementwise(self, weight: Tensor) -> Tensor:
         # A constraint that is satisfied has no price.
         return torch.zeros_like(weight)

@@ -1,0 +1,250 @@
+"""States and adjoints at the boundaries of layers, and Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ from the layer alone (method §3)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
+from lightning_bsqh.layers import Layer
+
+
+class Call:
+    """One call of a layer's module in the forward sweep.
+
+    Attributes:
+        module: The module that was called.
+        args: Its positional inputs x_l, detached from the graph.
+        kwargs: Its named inputs, likewise.
+        gradients: ∂L/∂x_{l+1} = −p_{l+1} for every floating tensor of the output in their order; None where the
+            loss does not depend on it.
+    """
+
+    def __init__(self, module: nn.Module, args: Any, kwargs: Any, devices: Iterable[torch.device]) -> None:
+        self.module = module
+        self.args = args
+        self.kwargs = kwargs
+        self.gradients: list[Tensor | None] = []
+        self._devices = list(devices)
+        # A layer that draws numbers or counts its calls is the same function only from where it began.
+        self._random = RandomState.capture(self._devices)
+        self._state = ModuleState(module)
+
+    @property
+    def has_adjoint(self) -> bool:
+        """Whether the loss depends on what this call returned."""
+        return any(g is not None for g in self.gradients)
+
+    def at(self, args: Any, kwargs: Any) -> Call:
+        """The same adjoint at other inputs, from the module and the generators as they are now."""
+        other = Call(self.module, args, kwargs, self._devices)
+        other.gradients = self.gradients
+        return other
+
+    def run(self) -> list[Tensor]:
+        """The floating tensors of the module's output at its present parameters, without a trace."""
+        with without_trace(self.module, self._random, self._state, self._devices):
+            return floating(self.module(*self.args, **self.kwargs))
+
+    def alignment(self) -> float:
+        """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters u, summed in double precision."""
+        with torch.no_grad():
+            return -math.fsum(
+                float(torch.dot(g.flatten().double(), out.flatten().double()))
+                for g, out in zip(self.gradients, self.run(), strict=True)
+                if g is not None
+            )
+
+    def gradients_of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """−∂_u Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters, zeros where it does not depend on one."""
+        with torch.enable_grad():
+            terms = [(out * g).sum() for g, out in zip(self.gradients, self.run(), strict=True) if g is not None]
+            terms = [term for term in terms if term.requires_grad]
+            if not terms:
+                return [torch.zeros_like(p) for p in parameters]
+            found = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+class Boundaries:
+    """Records what goes into a layer's module and what adjoint comes back to what it returned, call by call.
+
+    Args:
+        layers: The layers to record.
+        devices: Where the network lives.
+    """
+
+    def __init__(self, layers: Iterable[Layer], devices: Iterable[torch.device]) -> None:
+        self._layers = [layer for layer in layers if layer.modules]
+        self._devices = sorted(set(devices), key=str)
+        self._calls: dict[int, list[Call]] = {}
+        self._unusable: set[int] = set()
+        self._handles: list[Any] = []
+        #: What a module has to run in, such as the precision's autocast; set by whoever does the sweeps.
+        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def start(self) -> None:
+        """Records from now on, the forward sweep; forgets what was recorded before."""
+        self.stop()
+        self.clear()
+        for layer in self._layers:
+            for module in layer.modules:
+                pending: list[Call] = []
+                self._handles += [
+                    module.register_forward_pre_hook(self._before(pending), with_kwargs=True),
+                    module.register_forward_hook(self._after(layer, pending), with_kwargs=True),
+                ]
+
+    def stop(self) -> None:
+        """Records no further calls; adjoints still come in."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def clear(self) -> None:
+        """Forgets states and adjoints, so that their memory is free between iterations."""
+        self._calls = {}
+        self._unusable = set()
+
+    def calls(self, layer: Layer) -> list[Call]:
+        """The calls of a layer that the loss depends on, in their order; empty if the layer cannot be run alone.
+
+        Raises:
+            ValueError: If the user named the module as a layer and it was never called.
+        """
+        calls = [call for module in layer.modules for call in self._calls.get(id(module), [])]
+        if layer.chosen and not calls:
+            raise ValueError(
+                f"layers: {layer.name!r} was not called in the forward sweep (only its parts or its parameters were"
+                " used, or it runs inside compiled code), so its Hamiltonian cannot be evaluated: choose modules that"
+                " are called."
+            )
+        if any(id(module) in self._unusable for module in layer.modules):
+            return []
+        return [call for call in calls if call.has_adjoint]
+
+    def alignment(self, layer: Layer) -> float:
+        """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ over all calls of the layer, at its present parameters u."""
+        with self.context():
+            return math.fsum(call.alignment() for call in self.calls(layer))
+
+    def _before(self, pending: list[Call]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # Copies: what follows in the network may write into them.
+            pending.append(Call(module, detached(args), detached(kwargs), self._devices))
+
+        return hook
+
+    def _after(self, layer: Layer, pending: list[Call]) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            call = pending.pop()
+            if not is_nest(output):
+                if layer.chosen:
+                    raise TypeError(
+                        f"layers: {layer.name!r} returned {_describe(output)}; a layer must return a tensor or a nest"
+                        " of tuples, lists and dicts of tensors."
+                    )
+                self._unusable.add(id(module))
+                return None
+            self._calls.setdefault(id(module), []).append(call)
+            tensors = floating(output)
+            replaced = None
+            if sum(t.requires_grad for t in tensors) > 1:
+                # One output may have been made from another: through an alias comes only what is outside the layer.
+                replaced = mapped(output, lambda t: t.view_as(t) if _is_floating(t) and t.requires_grad else t)
+                tensors = floating(replaced)
+            call.gradients = [None] * len(tensors)
+            for index, tensor in enumerate(tensors):
+                if tensor.requires_grad:
+                    tensor.register_hook(_storing(call.gradients, index))
+            return replaced
+
+        return hook
+
+
+@contextmanager
+def recording(boundaries: Boundaries | None) -> Iterator[None]:
+    """Records during a forward sweep; nothing to do if there is nothing to record."""
+    if boundaries is None:
+        yield
+        return
+    boundaries.start()
+    try:
+        yield
+    finally:
+        boundaries.stop()
+
+
+def _storing(gradients: list[Tensor | None], index: int) -> Callable[[Tensor], None]:
+    def store(gradient: Tensor) -> None:
+        known = gradients[index]
+        gradients[index] = gradient.detach() if known is None else known + gradient.detach()
+
+    return store
+
+
+# ---------------------------------------------------------------------- nests of tensors
+
+
+def is_nest(value: Any) -> bool:
+    """Whether ``value`` is a tensor or tuples, lists, dicts and dataclasses of them with at least one tensor."""
+    leaves = _leaves(value)
+    return all(isinstance(leaf, (Tensor, int, float, str, type(None))) for leaf in leaves) and any(
+        isinstance(leaf, Tensor) for leaf in leaves
+    )
+
+
+def floating(value: Any) -> list[Tensor]:
+    """The floating tensors of a nest, in their order."""
+    return [leaf for leaf in _leaves(value) if _is_floating(leaf)]
+
+
+def detached(value: Any) -> Any:
+    """The same nest with copies of its tensors, cut off from the graph."""
+    return mapped(value, lambda t: t.detach().clone())
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest with ``change`` applied to every tensor; what is no container of a known kind stays as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, list):
+        return [mapped(item, change) for item in value]
+    if isinstance(value, dict):
+        same = copy.copy(value)
+        for key, item in value.items():
+            same[key] = mapped(item, change)
+        return same
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [leaf for f in dataclasses.fields(value) for leaf in _leaves(getattr(value, f.name))]
+    return [value]
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _describe(value: Any) -> str:
+    kinds = {type(leaf).__name__ for leaf in _leaves(value) if not isinstance(leaf, Tensor)}
+    return f"{type(value).__name__} with {', '.join(sorted(kinds))}" if kinds else type(value).__name__
