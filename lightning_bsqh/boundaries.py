@@ -48,29 +48,29 @@ class Call:
         other.gradients = self.gradients
         return other
 
-    def run(self) -> list[Tensor]:
-        """The floating tensors of the module's output at its present parameters, without a trace."""
-        with without_trace(self.module, self._random, self._state, self._devices):
-            return floating(self.module(*self.args, **self.kwargs))
-
     def alignment(self) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters u, summed in double precision."""
-        with torch.no_grad():
+        with torch.no_grad(), self._as_it_was():
             return -math.fsum(
-                float(torch.dot(g.flatten().double(), out.flatten().double()))
-                for g, out in zip(self.gradients, self.run(), strict=True)
-                if g is not None
+                float(torch.dot(g.flatten().double(), out.flatten().double())) for g, out in self._pairs()
             )
 
     def gradients_of(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """−∂_u Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters, zeros where it does not depend on one."""
-        with torch.enable_grad():
-            terms = [(out * g).sum() for g, out in zip(self.gradients, self.run(), strict=True) if g is not None]
-            terms = [term for term in terms if term.requires_grad]
+        with torch.enable_grad(), self._as_it_was():
+            terms = [(out * g).sum() for g, out in self._pairs() if out.requires_grad]
             if not terms:
                 return [torch.zeros_like(p) for p in parameters]
             found = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+    def _as_it_was(self) -> AbstractContextManager[None]:
+        return without_trace(self.module, self._random, self._state, self._devices)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Runs the module; gives −p_{l+1} and x_{l+1} for all parts of the output that the loss depends on."""
+        outputs = floating(self.module(*self.args, **self.kwargs))
+        return [(g, out) for g, out in zip(self.gradients, outputs, strict=True) if g is not None]
 
 
 class Boundaries:
@@ -157,8 +157,8 @@ class Boundaries:
             tensors = floating(output)
             replaced = None
             if sum(t.requires_grad for t in tensors) > 1:
-                # One output may have been made from another: through an alias comes only what is outside the layer.
-                replaced = mapped(output, lambda t: t.view_as(t) if _is_floating(t) and t.requires_grad else t)
+                # One output may have been made from another: through a copy comes only what is outside the layer.
+                replaced = mapped(output, lambda t: t.clone() if _is_floating(t) and t.requires_grad else t)
                 tensors = floating(replaced)
             call.gradients = [None] * len(tensors)
             for index, tensor in enumerate(tensors):

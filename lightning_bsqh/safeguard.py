@@ -73,14 +73,20 @@ class Safeguard:
             zip(self._regularized, self._regularizer.pinned([proposal[i] for i in self._regularized]), strict=True)
         )
         self._put_(range(len(base)), base)
-        found: list[tuple[Check, list[Tensor], float]] = []
-        for check in checks:
-            best, excess = self._best(check, base, proposal, pinned, gradients, metric, epsilon)
-            found.append((check, best, excess))
+        found = [self._best(check, base, proposal, pinned, gradients, metric, epsilon) for check in checks]
         self._put_(range(len(base)), proposal)
-        for check, best, _ in found:
+        for check, (best, _, _) in zip(checks, found, strict=True):
             self._put_(check.positions, best)
-        return sum(excess for _, _, excess in found)
+        total = 0.0
+        for check, (best, gain, excess) in zip(checks, found, strict=True):
+            if gain < 0.0:
+                # Only where elements are pinned; w itself is as good as any if the constraint permits it.
+                self._put_(check.positions, [base[i] for i in check.positions])
+                if self._regularizer.admits([self._parameters[i] for i in self._regularized]):
+                    continue
+                self._put_(check.positions, best)
+            total += excess
+        return total
 
     def _best(
         self,
@@ -91,8 +97,8 @@ class Safeguard:
         gradients: Sequence[Tensor | None],
         metric: Sequence[MetricWeight],
         epsilon: float,
-    ) -> tuple[list[Tensor], float]:
-        """The tensors chosen for one layer, and the excess of the true over the linear part of K there."""
+    ) -> tuple[list[Tensor], float, float]:
+        """The tensors chosen for one layer, K's gain there, and by how much its true part exceeds the linear one."""
         at_base = self._at_base.get(check)
         if at_base is None:
             at_base = self._at_base[check] = check.alignment()
@@ -118,7 +124,7 @@ class Safeguard:
         best = [proposal[i] for i in check.positions]
         best_gain, excess = gain(best)
         if best_gain >= 0.0:
-            return best, excess
+            return best, best_gain, excess
         if math.isnan(best_gain):
             best_gain = -math.inf
         for share in SHARES:
@@ -126,7 +132,7 @@ class Safeguard:
             value, its_excess = gain(point)
             if value >= best_gain:
                 best, best_gain, excess = point, value, its_excess
-        return best, excess
+        return best, best_gain, excess
 
     @staticmethod
     def _between(proposal: Tensor, base: Tensor, share: float, pinned: Tensor | None) -> Tensor:

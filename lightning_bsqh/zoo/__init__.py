@@ -2,6 +2,7 @@
 
 from lightning_bsqh.zoo.classifier import ImageClassifier
 from lightning_bsqh.zoo.lenet5 import LeNet5, SmallLeNet
+from lightning_bsqh.zoo.residual_euler import EulerStep, ResidualEuler
 from lightning_bsqh.zoo.resnet import ResNet8, ResNet18
 
-__all__ = ["ImageClassifier", "LeNet5", "ResNet8", "ResNet18", "SmallLeNet"]
+__all__ = ["EulerStep", "ImageClassifier", "LeNet5", "ResNet8", "ResNet18", "ResidualEuler", "SmallLeNet"]
