@@ -98,3 +98,14 @@ def test_without_jsonargparse(monkeypatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(SystemExit, match=r'pip install "jsonargparse\[signatures\]"'):
         main(["fit"])
+
+
+def test_layers_and_sweep(arguments, capsys) -> None:
+    arguments += ["--trainer.strategy", "lightning_bsqh.BSQHStrategy", "--trainer.strategy.sweep", "gauss-seidel"]
+    arguments += ["--trainer.strategy.layers", '["network.conv*"]']
+    cli = BSQHCLI(["fit", *arguments])
+    assert [group["name"] for group in cli.trainer.optimizers[0].param_groups][:2] == ["network.conv1", "network.conv2"]
+    assert cli.trainer.optimizers[0].sweep == "gauss-seidel"
+    with pytest.raises(SystemExit):
+        BSQHCLI(["fit", *arguments, "--print_config"])
+    assert "sweep: gauss-seidel" in capsys.readouterr().out

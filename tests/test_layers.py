@@ -210,3 +210,69 @@ def test_complex_parameters_are_named() -> None:
     net.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
     with pytest.raises(TypeError, match=r"weight has dtype torch\.complex64"):
         find_layers(net)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.block2 = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Sequential(nn.Conv2d(2, 2, 1)))
+        self.head = nn.Linear(4, 2)
+        self.tied = nn.Linear(4, 2, bias=False)
+        self.tied.weight = self.head.weight
+
+
+def test_layers_by_patterns() -> None:
+    net = Blocks()
+    layers = {layer.name: layer for layer in find_layers(net, layers=["block*"])}
+    assert list(layers) == ["block1", "block2", "head"]
+    assert list(layers["block2"].parameters) == [
+        "block2.0.weight",
+        "block2.0.bias",
+        "block2.1.0.weight",
+        "block2.1.0.bias",
+    ]
+    assert layers["block1"].regularized == {"block1.0.weight"}
+    assert layers["block1"].modules == [net.block1]
+    assert layers["block1"].chosen
+    assert not layers["block1"].is_affine
+    # What no pattern claims is divided as by default; tied parameters belong to the first, which both modules call.
+    assert layers["head"].modules == [net.head, net.tied]
+    assert layers["head"].is_affine
+    assert not layers["head"].chosen
+
+
+def test_layers_by_a_predicate() -> None:
+    names = [layer.name for layer in find_layers(Blocks(), layers=lambda name, m: isinstance(m, nn.Sequential))]
+    assert names == ["block1", "block2", "head"]
+    assert [layer.name for layer in find_layers(Blocks(), layers=lambda name, module: name == "")] == ["Blocks"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "message"),
+    [
+        (["conv*"], ValueError, r"layers: the pattern 'conv\*' matches no module; there are: block1, block1.0"),
+        (["block1", "bl*1"], ValueError, r"'block1' and 'bl\*1' both claim the parameter 'block1.0.weight'"),
+        (["block2", "block2.1"], ValueError, r"'block2' and 'block2.1' both claim the parameter 'block2.1.0.weight'"),
+        (lambda name, module: False, ValueError, r"the predicate holds for no module"),
+        ("block1", TypeError, r'layers must be "leaf", a list of name patterns .* got \'block1\''),
+        ([], TypeError, r"layers must be"),
+        ([3], TypeError, r"layers must be"),
+    ],
+)
+def test_bad_layers(choice: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        find_layers(Blocks(), layers=choice)
+
+
+def test_layers_need_the_network() -> None:
+    with pytest.raises(ValueError, match=r"needs the network"):
+        find_layers(Blocks().parameters(), layers=["block*"])
+
+
+def test_a_container_of_layers_is_not_run_alone_unless_chosen() -> None:
+    layers = find_layers(Net())
+    assert [layer.name for layer in layers if not layer.can_be_run] == ["Net"]
+    assert not layers[0].is_affine
+    (whole,) = find_layers(Net(), layers=lambda name, module: name == "")
+    assert whole.can_be_run
