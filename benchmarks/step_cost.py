@@ -1,9 +1,9 @@
-"""Seconds per step and peak memory of bSQH, SGD with momentum and Adam, in the same Trainer.
+"""Seconds per step and peak memory of bSQH in both sweeps, SGD with momentum and Adam, in the same Trainer.
 
     python benchmarks/step_cost.py [--steps 480] [--rounds 3] [--networks lenet5 resnet18]
 
 LeNet-5 with batches of 128 and a ResNet-18 for 32x32 images with batches of 64, on made-up images that can be
-learnt; a round is a whole training in small, ramp of the sparsity included. The three methods take turns, round by
+learnt; a round is a whole training in small, ramp of the sparsity included. The methods take turns, round by
 round, in one process, so that whatever else the machine does falls on all of them; a figure is the median over the
 rounds. Memory is the allocator's peak over a few steps, data set included, each method in a process of its own.
 """
@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
-METHODS = ("sgd", "adam", "bsqh")
+METHODS = ("sgd", "adam", "bsqh", "gauss-seidel")
 NETWORKS = {"lenet5": (LeNet5, 128, (1, 28, 28), 1), "resnet18": (ResNet18, 64, (3, 32, 32), 40)}
+STRATEGIES = {"bsqh": BSQHStrategy, "gauss-seidel": lambda: BSQHStrategy(sweep="gauss-seidel")}
 WARM_UP = 5
 
 
@@ -91,7 +92,7 @@ def train(network_name: str, method: str, steps: int) -> Clock:
     trainer = pl.Trainer(
         max_steps=steps + WARM_UP,
         max_epochs=-1,
-        strategy=BSQHStrategy() if method == "bsqh" else "auto",
+        strategy=STRATEGIES[method]() if method in STRATEGIES else "auto",
         devices=1,
         callbacks=[clock],
         logger=False,

@@ -37,17 +37,6 @@ class Call:
         self._random = RandomState.capture(self._devices)
         self._state = ModuleState(module)
 
-    @property
-    def has_adjoint(self) -> bool:
-        """Whether the loss depends on what this call returned."""
-        return any(g is not None for g in self.gradients)
-
-    def at(self, args: Any, kwargs: Any) -> Call:
-        """The same adjoint at other inputs, from the module and the generators as they are now."""
-        other = Call(self.module, args, kwargs, self._devices)
-        other.gradients = self.gradients
-        return other
-
     def alignment(self) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters u, summed in double precision."""
         with torch.no_grad(), self._as_it_was():
@@ -73,18 +62,51 @@ class Call:
         return [(g, out) for g, out in zip(self.gradients, outputs, strict=True) if g is not None]
 
 
+@dataclasses.dataclass
+class Recorded:
+    """What the forward and the adjoint sweep leave of one call.
+
+    Attributes:
+        module: The module that was called.
+        call: The call with its inputs, None if they were not asked for.
+        gradients: ∂L/∂x_{l+1} for every floating tensor of the output, None where the loss does not depend on it.
+    """
+
+    module: nn.Module
+    call: Call | None
+    gradients: list[Tensor | None] = dataclasses.field(default_factory=list)
+
+    @property
+    def has_adjoint(self) -> bool:
+        """Whether the loss depends on what this call returned."""
+        return any(g is not None for g in self.gradients)
+
+    def again(self) -> Call:
+        """The call with its inputs and the adjoint that came back."""
+        assert self.call is not None, "the inputs were not recorded"
+        self.call.gradients = self.gradients
+        return self.call
+
+
 class Boundaries:
     """Records what goes into a layer's module and what adjoint comes back to what it returned, call by call.
 
     Args:
         layers: The layers to record.
         devices: Where the network lives.
+        inputs: For which layers to keep the inputs, too, which costs their memory; None for all.
     """
 
-    def __init__(self, layers: Iterable[Layer], devices: Iterable[torch.device]) -> None:
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        devices: Iterable[torch.device],
+        inputs: Callable[[Layer], bool] | None = None,
+    ) -> None:
         self._layers = [layer for layer in layers if layer.modules]
+        self._inputs = inputs or (lambda layer: True)
         self._devices = sorted(set(devices), key=str)
-        self._calls: dict[int, list[Call]] = {}
+        self._calls: dict[int, list[Recorded]] = {}
         self._unusable: set[int] = set()
         self._handles: list[Any] = []
         #: What a module has to run in, such as the precision's autocast; set by whoever does the sweeps.
@@ -96,9 +118,9 @@ class Boundaries:
         self.clear()
         for layer in self._layers:
             for module in layer.modules:
-                pending: list[Call] = []
+                pending: list[Recorded] = []
                 self._handles += [
-                    module.register_forward_pre_hook(self._before(pending), with_kwargs=True),
+                    module.register_forward_pre_hook(self._before(layer, pending), with_kwargs=True),
                     module.register_forward_hook(self._after(layer, pending), with_kwargs=True),
                 ]
 
@@ -113,7 +135,7 @@ class Boundaries:
         self._calls = {}
         self._unusable = set()
 
-    def calls(self, layer: Layer) -> list[Call]:
+    def calls(self, layer: Layer) -> list[Recorded]:
         """The calls of a layer that the loss depends on, in their order; empty if the layer cannot be run alone.
 
         Raises:
@@ -133,16 +155,25 @@ class Boundaries:
     def alignment(self, layer: Layer) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ over all calls of the layer, at its present parameters u."""
         with self.context():
-            return math.fsum(call.alignment() for call in self.calls(layer))
+            return math.fsum(recorded.again().alignment() for recorded in self.calls(layer))
 
-    def _before(self, pending: list[Call]) -> Callable[..., None]:
+    def call_at(self, recorded: Recorded, args: Any, kwargs: Any) -> Call:
+        """The recorded adjoint at other inputs, from the module and the generators as they are now."""
+        call = Call(recorded.module, detached(args), detached(kwargs), self._devices)
+        call.gradients = recorded.gradients
+        return call
+
+    def _before(self, layer: Layer, pending: list[Recorded]) -> Callable[..., None]:
+        keep = self._inputs(layer)
+
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             # Copies: what follows in the network may write into them.
-            pending.append(Call(module, detached(args), detached(kwargs), self._devices))
+            call = Call(module, detached(args), detached(kwargs), self._devices) if keep else None
+            pending.append(Recorded(module, call))
 
         return hook
 
-    def _after(self, layer: Layer, pending: list[Call]) -> Callable[..., Any]:
+    def _after(self, layer: Layer, pending: list[Recorded]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             call = pending.pop()
             if not is_nest(output):

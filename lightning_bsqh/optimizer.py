@@ -135,7 +135,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._layers = _located(found)
         self._checked = [(layer, at) for layer, at in self._layers if layer.can_be_run and not layer.is_affine]
         recorded = [layer for layer, _ in (self._checked if sweep == "jacobi" else self._layers)]
-        self._boundaries = Boundaries(recorded, (p.device for p in self._parameters())) if recorded else None
+        devices = [p.device for p in self._parameters()]
+        # Where a layer is affine, gauss-seidel needs no input but that of the trial.
+        self._boundaries = Boundaries(recorded, devices, lambda layer: not layer.is_affine) if recorded else None
         self._gauss_seidel: GaussSeidel | None = None
         if sweep == "gauss-seidel":
             if self._boundaries is None or not any(layer.modules for layer in found):
@@ -333,13 +335,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def _checks(self) -> list[Check]:
         """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
-        if self._boundaries is None or self._gauss_seidel is not None:
-            return []
-        return [
-            Check(positions, partial(self._boundaries.alignment, layer))
-            for layer, positions in self._checked
-            if self._boundaries.calls(layer)
-        ]
+        checks = []
+        for layer, positions in self._checked if self._boundaries is not None else []:
+            assert self._boundaries is not None
+            calls = len(self._boundaries.calls(layer))
+            if calls > 1 or (calls == 1 and self._gauss_seidel is None):
+                checks.append(Check(positions, partial(self._boundaries.alignment, layer)))
+        return checks
 
     def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:
         """The test J_B(û) − J_B(w) ≤ −ητ of method §2 step 4, an Armijo condition in τ instead of the slope."""
