@@ -9,13 +9,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ZeroInBox
-from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
+from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
-class Cardinality(ZeroInBox):
+class Cardinality(TighteningConstraint, ZeroInBox):
     """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
 
     The k largest ε D z² are kept, over all layers together or in each weight tensor for itself; among equal
@@ -43,97 +43,32 @@ class Cardinality(ZeroInBox):
         interval: int | None = None,
         scope: str = "global",
     ) -> None:
+        super().__init__(ramp, interval)
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
-        self._ramp = Ramp(ramp, interval)
-        self.ramp = self._ramp.ends
-        self.interval = self._ramp.interval
         self.scope = choice("scope", scope, ("global", "layer"))
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        return f"Cardinality(sparsity={self.sparsity:g}, ramp={self.ramp}{scope})"
-
-    @property
-    @override
-    def needs_total_steps(self) -> bool:
-        return self._ramp.needs_total_steps
+        return f"Cardinality(sparsity={self.sparsity:g}, {self._schedule()}{scope})"
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
-        return self.sparsity * self._ramp.share_at(step, total_steps)
-
-    @override
-    def at(self, step: int, total_steps: int | None) -> Regularizer:
-        return _AtMost(self.sparsity_at(step, total_steps), self.scope)
-
-    @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return 0.0
-
-    @override
-    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        _AtMost(self.sparsity, self.scope).prox_(points, metric, epsilon)
-
-    @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
-        return _AtMost(self.sparsity, self.scope).admits(weights)
-
-    @override
-    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        _AtMost(self.sparsity, self.scope).project_(weights, metric)
-
-    @override
-    def prox_in_box_(
-        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
-    ) -> None:
-        self.project_in_box_(points, metric, low, high)
-
-    @override
-    def project_in_box_(
-        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
-    ) -> None:
-        _AtMost(self.sparsity, self.scope).project_in_box_(weights, metric, low, high)
+        return self.at(step, total_steps)._demanded
 
     @property
-    @override
-    def couples_tensors(self) -> bool:
-        return self.scope == "global"
-
-    @override
-    def elementwise(self, weight: Tensor) -> Tensor:
-        # A constraint that is satisfied has no price.
-        return torch.zeros_like(weight)
-
-
-class _AtMost(ZeroInBox):
-    """The constraint with the sparsity demanded in one iteration."""
-
-    def __init__(self, sparsity: float, scope: str) -> None:
-        self.sparsity = sparsity
-        self.scope = scope
-
-    def __repr__(self) -> str:
-        return f"Cardinality(sparsity={self.sparsity:g}, ramp=(0, 0), scope={self.scope!r})"
+    def _demanded(self) -> float:
+        return self.sparsity * self._share
 
     def _kept(self, total: int) -> int:
-        return total - round(self.sparsity * total)
+        return total - round(self._demanded * total)
 
     def _parts(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """The sets of tensors over which the choice is made together."""
         return [[w] for w in weights] if self.scope == "layer" else [weights]
 
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return 0.0
-
-    @override
-    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        # ε is common to all weights, so the order of ε D z² is that of D z².
-        self.project_(points, metric)
-
-    @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
-        if self.sparsity == 0.0:
+        if self._demanded == 0.0:
             return True
         return all(
             sum(int(torch.count_nonzero(w)) for w in part) <= self._kept(sum(w.numel() for w in part))
@@ -142,14 +77,8 @@ class _AtMost(ZeroInBox):
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        if self.sparsity > 0.0:
+        if self._demanded > 0.0:
             self._keep_best_(weights, [w.square().mul_(d) for w, d in zip(weights, metric, strict=True)])
-
-    @override
-    def prox_in_box_(
-        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
-    ) -> None:
-        self.project_in_box_(points, metric, low, high)
 
     @override
     def project_in_box_(
@@ -161,7 +90,7 @@ class _AtMost(ZeroInBox):
             # What keeping the clipped c gains over zero: Dw² − D(w−c)² = Dc(2w−c), and c lies between 0 and w.
             scores.append(d * clipped * (2.0 * w - clipped))
             w.copy_(clipped)
-        if self.sparsity > 0.0:
+        if self._demanded > 0.0:
             self._keep_best_(weights, scores)
 
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
@@ -178,8 +107,3 @@ class _AtMost(ZeroInBox):
     @override
     def couples_tensors(self) -> bool:
         return self.scope == "global"
-
-    @override
-    def elementwise(self, weight: Tensor) -> Tensor:
-        # A constraint that is satisfied has no price.
-        return torch.zeros_like(weight)
