@@ -17,6 +17,7 @@ from lightning_bsqh.iteration import Iteration
 from lightning_bsqh.layers import Layer, find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.by_name import bind
 from lightning_bsqh.sweeps import check_loss
 
 #: Modules whose output is affine in their own ``weight`` and ``bias``, whatever their input.
@@ -138,7 +139,7 @@ def pmp_residual(
     model: nn.Module,
     loss_closure: Callable[[], Tensor],
     *,
-    regularizer: Regularizer,
+    regularizer: Regularizer | Mapping[str, Regularizer],
     epsilon: float = 1.0,
     metric: str | Mapping[str, MetricWeight] = "euclidean",
     regularize: Sequence[str] | None = None,
@@ -163,7 +164,8 @@ def pmp_residual(
         model: The network; its trainable parameters are u.
         loss_closure: Computes and returns the loss L(u), a scalar; it does not call backward. The
             certificate holds for the data that it looks at.
-        regularizer: R with its factor, such as ``L0(rho=1e-5)``; ``L0(rho=0.0)`` for none.
+        regularizer: R with its factor, such as ``L0(rho=1e-5)``; ``L0(rho=0.0)`` for none; or several by name patterns,
+            as for the optimizer, whose ``regularizer`` may be passed as it is.
         epsilon: ε > 0 of K_ε. A residual for one ε is zero for all larger ones, too.
         metric: D as ``"euclidean"``; or ``"rms"``, the D of an optimizer's first iteration, |G| + tiny; or D by
             the parameters' full names, such as ``optimizer.metric_weights()`` gives it.
@@ -182,13 +184,9 @@ def pmp_residual(
             f"loss_closure must be a function without arguments that returns the loss, got {loss_closure!r}:"
             " pass for example lambda: criterion(model(x), y)."
         )
-    if not isinstance(regularizer, Regularizer):
-        raise TypeError(
-            f"regularizer must be a Regularizer, got {regularizer!r}: pass the one that was trained with, such as"
-            " L0(rho=1e-5), or L0(rho=0.0) for none."
-        )
     epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
     layers = find_layers(model, regularize)
+    regularizer = bind(regularizer, layers, regularize)
     parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
     loss, gradients = _sweep(model, loss_closure, parameters)
     weights = {name: _double(p) for name, p in parameters.items()}
@@ -224,6 +222,8 @@ class _Point:
         self._epsilon = epsilon
         names = list(weights)
         chosen = {name for layer in layers for name in layer.regularized}
+        #: Positions of the tensors that R acts on, in the order in which it gets them.
+        self._positions = {name: i for i, name in enumerate(n for n in names if n in chosen)}
         # The very iteration of the training, on copies: the certificate is about what would be done next.
         self._maximiser = {name: w.clone() for name, w in weights.items()}
         iteration = Iteration(
@@ -252,13 +252,18 @@ class _Point:
         """The weights that R acts on, in the order in which the optimizer would hand them over."""
         return [self._weights[n] for layer in layers for n in layer.parameters if n in layer.regularized]
 
+    def _restricted_to(self, names: Sequence[str]) -> Regularizer:
+        """R as it acts on these tensors alone."""
+        return self._regularizer.restricted_to([self._positions[name] for name in names])
+
     def alignment(self, name: str) -> float:
         """⟨G, u⟩ of one tensor."""
         return float(torch.dot(self._ascent[name].flatten(), self._weights[name].flatten()))
 
     def layer(self, layer: Layer, linearised: bool) -> LayerResidual:
         parts = [self._gains(name, name in layer.regularized) for name in layer.parameters]
-        penalty = self._regularizer.penalty(self.regularized([layer])) if layer.regularized else 0.0
+        weights = [n for n in layer.parameters if n in layer.regularized]
+        penalty = self._restricted_to(weights).penalty([self._weights[n] for n in weights]) if weights else 0.0
         return LayerResidual(
             name=layer.name,
             residual=math.fsum(total for _, total in parts),
@@ -271,15 +276,17 @@ class _Point:
         """The gain of every weight of one tensor, flat, and of all of them together."""
         u, maximiser = self._weights[name], self._maximiser[name]
         change: Tensor | float | None = 0.0
-        if regularized:
-            before, after = self._regularizer.elementwise(u), self._regularizer.elementwise(maximiser)
+        own = self._restricted_to([name]) if regularized else None
+        if own is not None:
+            before, after = own.elementwise(u), own.elementwise(maximiser)
             change = None if before is None or after is None else after - before
         gains = elementwise_gain(
             self._ascent[name], maximiser - u, 0.0 if change is None else change, self._metric[name], self._epsilon
         )
         total = float(gains.sum())
         if change is None:
-            total -= self._regularizer.penalty([maximiser]) - self._regularizer.penalty([u])
+            assert own is not None
+            total -= own.penalty([maximiser]) - own.penalty([u])
             gains = torch.full_like(gains, total)
         return gains.flatten(), total
 

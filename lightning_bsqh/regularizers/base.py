@@ -38,6 +38,13 @@ class Regularizer(ABC):
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False
 
+    def restricted_to(self, positions: Sequence[int]) -> Regularizer:
+        """R as it acts on a few of the tensors, given by their positions in the fixed order; only the certificate asks.
+
+        An R that treats all tensors alike, whichever they are, is its own restriction, as this default has it.
+        """
+        return self
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor]) -> float:
         """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
