@@ -78,6 +78,20 @@ class Regularizer(ABC):
         """
         return None
 
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Argmax over the admissible u of ⟨G, u⟩ − ρR(u), with no ε, for every tensor.
+
+        Only the certificate asks for it. None for a tensor on which that is not bounded or not known.
+
+        Args:
+            ascents: G, one tensor per regularised weight tensor.
+        """
+        return [None for _ in ascents]
+
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        """Like :meth:`hamiltonian_maximiser` with every weight in [low, high], both finite."""
+        return [None for _ in ascents]
+
     def check_box(self, low: float, high: float) -> None:
         """Raises ValueError unless :meth:`prox_in_box_` is exact for the box [low, high]; so does this default.
 

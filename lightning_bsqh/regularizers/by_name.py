@@ -65,6 +65,11 @@ class ByName(Regularizer):
             r.project_(self._of(name, weights), self._of(name, metric))
 
     @override
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        found = {name: iter(r.hamiltonian_maximiser(self._of(name, ascents))) for name, r in self.regularizers.items()}
+        return [next(found[owner]) for owner in self.owners]
+
+    @override
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         owners = [self.owners[i] for i in positions]
         if len(set(owners)) == 1:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight
-from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 from lightning_bsqh.regularizers.selection import keep_largest
 from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
@@ -92,6 +92,14 @@ class Cardinality(TighteningConstraint, ZeroInBox):
             w.copy_(clipped)
         if self._demanded > 0.0:
             self._keep_best_(weights, scores)
+
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        # With 0 in the box the better end is never worse than 0.
+        found = [best_of(g, ends(g, low, high), torch.zeros_like) for g in ascents]
+        if self._demanded > 0.0:
+            self._keep_best_(found, [g * u for g, u in zip(ascents, found, strict=True)])
+        return list(found)
 
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
         """Sets all weights to zero but those with the largest scores."""

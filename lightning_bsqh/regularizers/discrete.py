@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.boxed import best_of
 from lightning_bsqh.regularizers.selection import keep_largest
 from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
@@ -124,6 +125,18 @@ class Discrete(TighteningConstraint):
     def couples_tensors(self) -> bool:
         # Only along the ramp: which weights may still be free is chosen over all tensors.
         return self._share < 1.0
+
+    @override
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        return self.hamiltonian_maximiser_in_box(ascents, -math.inf, math.inf)
+
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        if self._share < 1.0:
+            # Free weights are bounded by the box alone, and chosen over all tensors.
+            return [None for _ in ascents]
+        levels = self._inside(low, high)
+        return [best_of(g, [torch.full_like(g, level) for level in levels], torch.zeros_like) for g in ascents]
 
     def _inside(self, low: float, high: float) -> tuple[float, ...]:
         return tuple(level for level in self.levels if low <= level <= high)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight
-from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 
 
 class GroupL0(ZeroInBox):
@@ -61,6 +61,15 @@ class GroupL0(ZeroInBox):
             gain = epsilon * d * clipped * (2.0 * z - clipped)
             z.copy_(clipped)
             self._drop_(z, gain)
+
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for g in ascents:
+            u = best_of(g, ends(g, low, high), torch.zeros_like)
+            self._drop_(u, g * u)
+            found.append(u)
+        return found
 
     def _drop_(self, z: Tensor, gain: Tensor) -> None:
         """Sets the groups to zero whose gains do not add up to more than their price."""
