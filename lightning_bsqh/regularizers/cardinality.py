@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
+from lightning_bsqh.regularizers.groups import Groups
 from lightning_bsqh.regularizers.selection import keep_largest
 from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
@@ -22,18 +23,23 @@ class Cardinality(TighteningConstraint, ZeroInBox):
     ones those that come first. The sparsity demanded rises along a
     cubic ramp between two shares of the training and is the target from there on, to the weight.
 
+    With ``groups`` all this is about groups of weights instead: at most k of n groups have a non-zero weight, and
+    the k with the largest Σ ε D z² are kept whole.
+
     Args:
-        sparsity: Target share of exact zeros among the regularised weights, in [0, 1).
+        sparsity: Target share of exact zeros among the regularised weights, or groups, in [0, 1).
         ramp: Start and end of the ramp as shares of the training, 0 ≤ start ≤ end ≤ 1.
         interval: Number of iterations from one tightening to the next. None takes a 200th of the
             training, at least 2 and at most 100: between tightenings the iterate is admissible and
             the acceptance test is that of a fixed objective.
         scope: ``"global"`` counts over all weights together; ``"layer"`` lets every weight tensor of n_l
             elements keep its own n_l − round(sparsity·n_l), so that no layer can be emptied for another.
+        groups: None for single weights; ``"output"`` for filters and rows, ``"input"`` for input channels and
+            columns, as in ``GroupL0``.
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range; when used, if a regularised tensor has no such groups.
     """
 
     def __init__(
@@ -42,14 +48,18 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         ramp: tuple[float, float] = (0.05, 0.5),
         interval: int | None = None,
         scope: str = "global",
+        groups: str | None = None,
     ) -> None:
         super().__init__(ramp, interval)
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
         self.scope = choice("scope", scope, ("global", "layer"))
+        self.groups = groups
+        self._groups = Groups(groups)
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        return f"Cardinality(sparsity={self.sparsity:g}, {self._schedule()}{scope})"
+        groups = "" if self.groups is None else f", groups={self.groups!r}"
+        return f"Cardinality(sparsity={self.sparsity:g}, {self._schedule()}{scope}{groups})"
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
@@ -71,7 +81,7 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         if self._demanded == 0.0:
             return True
         return all(
-            sum(int(torch.count_nonzero(w)) for w in part) <= self._kept(sum(w.numel() for w in part))
+            sum(self._groups.count_nonzero(w) for w in part) <= self._kept(sum(self._groups.count(w) for w in part))
             for part in self._parts(weights)
         )
 
@@ -102,14 +112,14 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         return list(found)
 
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        """Sets all weights to zero but those with the largest scores."""
+        """Sets all groups to zero but those with the largest sums of scores."""
         if not weights:
             return
         for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
-            every = torch.cat([v.flatten() for v in values])
+            every = torch.cat([self._groups.sums(v) for v in values])
             drop = keep_largest(every, self._kept(every.numel())).logical_not_()
-            for w, dropped in zip(part, drop.split([w.numel() for w in part]), strict=True):
-                w.masked_fill_(dropped.view(w.shape), 0.0)
+            for w, dropped in zip(part, drop.split([self._groups.count(w) for w in part]), strict=True):
+                self._groups.drop_(w, dropped)
 
     @property
     @override

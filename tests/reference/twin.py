@@ -239,6 +239,19 @@ class Ramp:
 
 
 @dataclass
+class RampOfRows(Ramp):
+    """At most k rows of all matrices that are not all zero, kept by Σ d w², with the same ramp."""
+
+    def admits(self, w, step):
+        return sum((wi != 0).any(1).sum() for wi in w) <= self.count(sum(len(wi) for wi in w), step)
+
+    def project(self, w, d, step):
+        weight = [np.sqrt((di * wi**2).sum(1)) for wi, di in zip(w, d, strict=True)]
+        kept = largest(weight, [np.ones(len(wi)) for wi in w], self.count(sum(len(wi) for wi in w), step))
+        return [np.where(ki[:, None] != 0, wi, 0.0) for ki, wi in zip(kept, w, strict=True)]
+
+
+@dataclass
 class ByName:
     """Several regularisers; `parts` are pairs (regulariser, positions of its tensors among those handed over)."""
 
