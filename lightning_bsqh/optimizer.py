@@ -113,10 +113,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._evaluated = False
         self._names: dict[int, str] = {}
         self._regularized: set[int] = set()
-        layers = find_layers(params, regularize)
-        self.regularizer = bind(regularizer, layers, regularize)
+        found = find_layers(params, regularize)
+        self.regularizer = bind(regularizer, found, regularize)
         groups = []
-        for layer in layers:
+        for layer in found:
             groups.append({"params": list(layer.parameters.values()), "name": layer.name})
             for name, parameter in layer.parameters.items():
                 self._names[id(parameter)] = name

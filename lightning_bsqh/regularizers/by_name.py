@@ -66,8 +66,7 @@ class ByName(Regularizer):
 
     @override
     def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
-        found = {name: iter(r.hamiltonian_maximiser(self._of(name, ascents))) for name, r in self.regularizers.items()}
-        return [next(found[owner]) for owner in self.owners]
+        return self._merged({n: r.hamiltonian_maximiser(self._of(n, ascents)) for n, r in self.regularizers.items()})
 
     @override
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
@@ -81,6 +80,11 @@ class ByName(Regularizer):
     def _of(self, name: str, values: Sequence[Value]) -> list[Value]:
         """Those of the values, one per tensor, that belong to one pattern's tensors."""
         return [value for owner, value in zip(self.owners, values, strict=True) if owner == name]
+
+    def _merged(self, values: Mapping[str, Sequence[Value]]) -> list[Value]:
+        """The reverse: one value per tensor, from those of each pattern's tensors."""
+        left = {name: iter(own) for name, own in values.items()}
+        return [next(left[owner]) for owner in self.owners]
 
 
 def bind(

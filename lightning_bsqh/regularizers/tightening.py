@@ -46,11 +46,12 @@ class TighteningConstraint(Regularizer):
 
     @override
     def at(self, step: int, total_steps: int | None) -> Self:
-        if self._is_held:
-            return self
+        return self if self._is_held else self._held_at(self._ramp.share_at(step, total_steps))
+
+    def _held_at(self, share: float) -> Self:
+        """The constraint with this share of its demand, and without a ramp."""
         held = copy.copy(self)
-        held._share = self._ramp.share_at(step, total_steps)
-        held._is_held = True
+        held._share, held._is_held = share, True
         return held
 
     def _schedule(self) -> str:
