@@ -79,10 +79,11 @@ def test_says_at_the_top_how_to_use_it(name: str) -> None:
     assert "on two cores" in head
 
 
-def test_groups_has_a_price_for_filters_and_neurons_but_the_last() -> None:
-    prices = _recipe("mnist_lenet5_groups.yaml")["trainer"]["strategy"]["init_args"]["regularizer"]
-    assert list(prices) == ["network.conv*", "network.fc[12]"]
-    assert {price["class_path"] for price in prices.values()} == {"lightning_bsqh.GroupL0"}
+def test_groups_are_filters_and_neurons_but_the_last() -> None:
+    by_name = _recipe("mnist_lenet5_groups.yaml")["trainer"]["strategy"]["init_args"]["regularizer"]
+    assert list(by_name) == ["network.conv*", "network.fc[12]"]
+    assert {regularizer["init_args"]["groups"] for regularizer in by_name.values()} == {"output"}
+    assert min(regularizer["init_args"]["sparsity"] for regularizer in by_name.values()) >= 0.5
 
 
 def test_ternary_has_three_levels_for_every_layer() -> None:
