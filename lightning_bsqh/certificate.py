@@ -170,7 +170,7 @@ def pmp_residual(
 
     With an R that couples the layers, such as Cardinality, the total is exact, and a layer's numbers are its part
     of the global maximiser. Cardinality is taken with its target; during a ramp pass
-    ``regularizer.at(step, total_steps)``.
+    ``optimizer.regularizer.at(step, total_steps)``.
 
     Args:
         model: The network; its trainable parameters are u.
@@ -249,7 +249,7 @@ class _Point:
         if iteration.tightened:
             raise ValueError(
                 f"regularizer={regularizer!r}: the weights violate its constraint, so K is minus infinity there."
-                " Project them first, or pass the constraint that holds now, such as regularizer.at(step, total_steps)."
+                " Project them first, or pass what holds now, such as optimizer.regularizer.at(step, total_steps)."
             )
         own = list(self._positions)
         #: argmax of H where there is one.
