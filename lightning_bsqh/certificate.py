@@ -17,6 +17,7 @@ from lightning_bsqh.iteration import Iteration
 from lightning_bsqh.layers import Layer, find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.by_name import bind
 from lightning_bsqh.sweeps import check_loss
 
 
@@ -30,7 +31,10 @@ class LayerResidual:
             rounding, except where R couples the layers: then it is the layer's part of the gain of the global
             maximiser, and below zero in a layer that gives up weights in favour of others.
         hamiltonian: H_l(u_l) = ⟨G_l, u_l⟩ − ρR_l(u_l).
-        linearised: Whether the layer is not known to be affine in its parameters; both numbers are then those
+        hamiltonian_gap: max H_l − H_l(u_l) ≥ 0, without any ε, over those of the layer's weights whose admissible set
+            is compact (a Box with two ends, or Discrete), the others held at u; for Cardinality the layer's part of the
+            global maximum. None where there are none, or the maximum is not known.
+        linearised: Whether the layer is not known to be affine in its parameters; all numbers are then those
             of its linearisation at u.
         gains: The part of every single weight in ``residual``, shape ``[n]``, double precision. Where R is no
             sum over elements, every weight of a tensor carries the gain of the whole tensor.
@@ -39,6 +43,7 @@ class LayerResidual:
     name: str
     residual: float
     hamiltonian: float
+    hamiltonian_gap: float | None
     linearised: bool
     gains: Tensor = field(repr=False, compare=False)
 
@@ -55,6 +60,8 @@ class PMPResidual:
         total: r = max K_ε(·; u) − K_ε(u; u) ≥ 0 (up to rounding) over all layers together; zero exactly where
             û = u maximises K_ε. Exact also for an R that couples the layers.
         hamiltonian: Σ_l⟨G_l, u_l⟩ − ρR(u).
+        hamiltonian_gap: max H − H(u) over all weights whose admissible set is compact, see :class:`LayerResidual`;
+            None if there are none. Zero exactly where u satisfies the maximum condition of these weights itself.
         loss: L(u).
         epsilon: The ε of K_ε.
         coupled: Whether R couples the layers, as ``Cardinality`` does; the numbers of a single layer are then
@@ -64,6 +71,7 @@ class PMPResidual:
 
     total: float
     hamiltonian: float
+    hamiltonian_gap: float | None
     loss: float
     epsilon: float
     coupled: bool
@@ -103,6 +111,8 @@ class PMPResidual:
             note = "  linearised" if layer.linearised else ""
             lines.append(row(layer.name, layer.residual, layer.hamiltonian, layer.satisfied, note))
         lines.append(row("total", self.total, self.hamiltonian, self.satisfied, ""))
+        if self.hamiltonian_gap is not None:
+            lines.append(f"max H - H over the weights in a box or on levels: {self.hamiltonian_gap:.3e}")
         if self.coupled:
             lines.append("The regularizer couples the layers: a layer's row is its part of the global maximiser.")
         if self.linearised:
@@ -116,7 +126,7 @@ def pmp_residual(
     model: nn.Module,
     loss_closure: Callable[[], Tensor],
     *,
-    regularizer: Regularizer,
+    regularizer: Regularizer | Mapping[str, Regularizer],
     epsilon: float = 1.0,
     metric: str | Mapping[str, MetricWeight] = "euclidean",
     regularize: Sequence[str] | None = None,
@@ -133,15 +143,19 @@ def pmp_residual(
     certify nothing about the layer itself. Only the type of a module is looked at: that a network uses the
     ``weight`` of a Linear also in some other way is not noticed.
 
+    Where a Box with two ends or Discrete makes the admissible set compact, ``hamiltonian_gap`` is the residual of the
+    maximum condition itself, without the augmentation.
+
     With an R that couples the layers, such as Cardinality, the total is exact, and a layer's numbers are its part
     of the global maximiser. Cardinality is taken with its target; during a ramp pass
-    ``regularizer.at(step, total_steps)``.
+    ``optimizer.regularizer.at(step, total_steps)``.
 
     Args:
         model: The network; its trainable parameters are u.
         loss_closure: Computes and returns the loss L(u), a scalar; it does not call backward. The
             certificate holds for the data that it looks at.
-        regularizer: R with its factor, such as ``L0(rho=1e-5)``; ``L0(rho=0.0)`` for none.
+        regularizer: R with its factor, such as ``L0(rho=1e-5)``; ``L0(rho=0.0)`` for none; or several by name patterns,
+            as for the optimizer, whose ``regularizer`` may be passed as it is.
         epsilon: ε > 0 of K_ε. A residual for one ε is zero for all larger ones, too.
         metric: D as ``"euclidean"``; or ``"rms"``, the D of an optimizer's first iteration, |G| + tiny; or D by
             the parameters' full names, such as ``optimizer.metric_weights()`` gives it.
@@ -160,22 +174,19 @@ def pmp_residual(
             f"loss_closure must be a function without arguments that returns the loss, got {loss_closure!r}:"
             " pass for example lambda: criterion(model(x), y)."
         )
-    if not isinstance(regularizer, Regularizer):
-        raise TypeError(
-            f"regularizer must be a Regularizer, got {regularizer!r}: pass the one that was trained with, such as"
-            " L0(rho=1e-5), or L0(rho=0.0) for none."
-        )
     epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
     layers = find_layers(model, regularize)
+    regularizer = bind(regularizer, layers, regularize)
     parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
     loss, gradients = _sweep(model, loss_closure, parameters)
-    weights = {name: _double(p) for name, p in parameters.items()}
+    weights = _doubles(parameters, regularizer, {n for layer in layers for n in layer.regularized})
     at = _Point(weights, gradients, _metric(metric, weights, gradients), regularizer, layers, epsilon)
     return PMPResidual(
         total=at.total,
         hamiltonian=affine_hamiltonian(
             math.fsum(at.alignment(name) for name in weights), regularizer.penalty(at.regularized(layers))
         ),
+        hamiltonian_gap=at.hamiltonian_gap(list(weights)),
         loss=loss,
         epsilon=epsilon,
         coupled=regularizer.couples_tensors,
@@ -202,6 +213,8 @@ class _Point:
         self._epsilon = epsilon
         names = list(weights)
         chosen = {name for layer in layers for name in layer.regularized}
+        #: Positions of the tensors that R acts on, in the order in which it gets them.
+        self._positions = {name: i for i, name in enumerate(n for n in names if n in chosen)}
         # The very iteration of the training, on copies: the certificate is about what would be done next.
         self._maximiser = {name: w.clone() for name, w in weights.items()}
         iteration = Iteration(
@@ -214,8 +227,12 @@ class _Point:
         if iteration.tightened:
             raise ValueError(
                 f"regularizer={regularizer!r}: the weights violate its constraint, so K is minus infinity there."
-                " Project them first, or pass the constraint that holds now, such as regularizer.at(step, total_steps)."
+                " Project them first, or pass what holds now, such as optimizer.regularizer.at(step, total_steps)."
             )
+        own = list(self._positions)
+        #: argmax of H where there is one.
+        extremes = regularizer.hamiltonian_maximiser([self._ascent[n] for n in own])
+        self._extremes = {n: v for n, v in zip(own, extremes, strict=True) if v is not None}
         candidate = iteration.maximise_(epsilon)
         #: r, over all layers together.
         self.total = candidate.gain(epsilon)
@@ -230,17 +247,33 @@ class _Point:
         """The weights that R acts on, in the order in which the optimizer would hand them over."""
         return [self._weights[n] for layer in layers for n in layer.parameters if n in layer.regularized]
 
+    def _restricted_to(self, names: Sequence[str]) -> Regularizer:
+        """R as it acts on these tensors alone."""
+        return self._regularizer.restricted_to([self._positions[name] for name in names])
+
     def alignment(self, name: str) -> float:
         """⟨G, u⟩ of one tensor."""
         return float(torch.dot(self._ascent[name].flatten(), self._weights[name].flatten()))
 
+    def hamiltonian_gap(self, names: Sequence[str]) -> float | None:
+        """Max H − H(u) over those of the tensors for which there is a maximum, None if there is none of them."""
+        names = [n for n in names if n in self._extremes]
+        if not names:
+            return None
+        u, v = [self._weights[n] for n in names], [self._extremes[n] for n in names]
+        slopes = [float((self._ascent[n] * (b - a)).sum()) for n, a, b in zip(names, u, v, strict=True)]
+        regularizer = self._restricted_to(names)
+        return math.fsum(slopes) - (regularizer.penalty(v) - regularizer.penalty(u))
+
     def layer(self, layer: Layer, linearised: bool) -> LayerResidual:
         parts = [self._gains(name, name in layer.regularized) for name in layer.parameters]
-        penalty = self._regularizer.penalty(self.regularized([layer])) if layer.regularized else 0.0
+        weights = [n for n in layer.parameters if n in layer.regularized]
+        penalty = self._restricted_to(weights).penalty([self._weights[n] for n in weights]) if weights else 0.0
         return LayerResidual(
             name=layer.name,
             residual=math.fsum(total for _, total in parts),
             hamiltonian=affine_hamiltonian(math.fsum(self.alignment(n) for n in layer.parameters), penalty),
+            hamiltonian_gap=self.hamiltonian_gap(list(layer.parameters)),
             linearised=linearised,
             gains=torch.cat([gains.cpu() for gains, _ in parts]),
         )
@@ -249,15 +282,17 @@ class _Point:
         """The gain of every weight of one tensor, flat, and of all of them together."""
         u, maximiser = self._weights[name], self._maximiser[name]
         change: Tensor | float | None = 0.0
-        if regularized:
-            before, after = self._regularizer.elementwise(u), self._regularizer.elementwise(maximiser)
+        own = self._restricted_to([name]) if regularized else None
+        if own is not None:
+            before, after = own.elementwise(u), own.elementwise(maximiser)
             change = None if before is None or after is None else after - before
         gains = elementwise_gain(
             self._ascent[name], maximiser - u, 0.0 if change is None else change, self._metric[name], self._epsilon
         )
         total = float(gains.sum())
         if change is None:
-            total -= self._regularizer.penalty([maximiser]) - self._regularizer.penalty([u])
+            assert own is not None
+            total -= own.penalty([maximiser]) - own.penalty([u])
             gains = torch.full_like(gains, total)
         return gains.flatten(), total
 
@@ -298,6 +333,16 @@ def _sweep(
         if gradient is not None and not bool(torch.isfinite(gradient).all()):
             raise ValueError(f"The gradient of {name} is not finite, so there is no certificate: check data and loss.")
     return value, gradients
+
+
+def _doubles(parameters: Mapping[str, Tensor], regularizer: Regularizer, chosen: set[str]) -> dict[str, Tensor]:
+    """The weights in double precision, admissible if those given are so in their own."""
+    weights = {name: _double(p) for name, p in parameters.items()}
+    own = [parameters[n].detach() for n in parameters if n in chosen]
+    if regularizer.admits(own):
+        # The end of a box or a level, rounded to single precision, may lie beside it in double precision.
+        regularizer.project_([weights[n] for n in parameters if n in chosen], [1.0] * len(own))
+    return weights
 
 
 def _double(tensor: Tensor) -> Tensor:

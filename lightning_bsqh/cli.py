@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Registers the strategy, so that the string "bsqh" works in YAML and on the command line.
 import lightning_bsqh  # noqa: F401
-from lightning_bsqh.callbacks.sparsity_monitor import layer_weights, sparsity_values
+from lightning_bsqh.callbacks.sparsity_monitor import count_zero_groups, layer_weights, sparsity_values
 
 _DESCRIPTION = (
     "Trains sparse networks by the batch sequential quadratic Hamiltonian method. "
@@ -21,7 +21,7 @@ _DESCRIPTION = (
 
 
 class BSQHCLI(LightningCLI):
-    """LightningCLI for any module and data module; after ``fit`` it tests and prints accuracy and sparsity.
+    """LightningCLI for any module and data module; after ``fit`` it tests, and prints accuracy and zeros.
 
     Args:
         args: The arguments of the command line, without the program's name; None takes ``sys.argv``.
@@ -37,10 +37,11 @@ class BSQHCLI(LightningCLI):
         super().__init__(args=None if args is None else list(args), **{**defaults, **options})
 
     def after_fit(self) -> None:
-        """Tests the network where the data have a test set, and says how sparse it is."""
+        """Tests the network where the data have a test set, and says how many weights, filters and rows are zero."""
         if self.trainer.interrupted:
             return
-        values = sparsity_values(layer_weights(self.trainer, self.model))
+        weights = layer_weights(self.trainer, self.model)
+        values = sparsity_values(weights)
         owner = self.datamodule if self.datamodule is not None else self.model
         metrics: dict[str, float] = {}
         if is_overridden("test_dataloader", owner) and is_overridden("test_step", self.model):
@@ -50,6 +51,8 @@ class BSQHCLI(LightningCLI):
             for name, value in metrics.items():
                 print(f"{name:<14} {value:.4f}")
             print(f"{'sparsity':<14} {values['sparsity/total']:.4f} ({values['nonzero/total']:,.0f} weights are left)")
+            for kind, (zeros, total) in count_zero_groups(weights).items():
+                print(f"{'zero ' + kind:<14} {zeros / max(total, 1):.4f} ({zeros:,} of {total:,})")
             if self.trainer.log_dir is not None:
                 print(f"{'run folder':<14} {self.trainer.log_dir}")
 

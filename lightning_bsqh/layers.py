@@ -206,9 +206,48 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
     return list(layers.values())
 
 
+def claim(layers: Sequence[Layer], patterns: Sequence[str]) -> dict[str, str]:
+    """Which pattern claims which tensor, each as ``regularize=[pattern]`` selects; R acts on these and no others.
+
+    Args:
+        layers: The layers with what R acts on by default; set to what is claimed.
+        patterns: Name patterns as in :func:`find_layers`.
+
+    Returns:
+        The pattern by the full names of the claimed tensors.
+
+    Raises:
+        ValueError: If a pattern claims nothing, or two claim the same tensor.
+    """
+    owners: dict[str, str] = {}
+    for pattern in patterns:
+        chosen = _chosen(layers, [pattern], "regularizer")
+        if not chosen:
+            raise ValueError(
+                f"regularizer: the pattern {pattern!r} matches no weight that R acts on by default (no bias and no"
+                ' normalisation): name the tensor itself, such as "fc3.bias", or leave the pattern out.'
+            )
+        for name in sorted(chosen & owners.keys()):
+            raise ValueError(
+                f"regularizer: the patterns {owners[name]!r} and {pattern!r} both claim the parameter {name!r}: narrow"
+                " one of them, so that every tensor has one regularizer."
+            )
+        owners |= dict.fromkeys(chosen, pattern)
+    for layer in layers:
+        layer.regularized = owners.keys() & layer.parameters.keys()
+    return owners
+
+
 def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
     if isinstance(patterns, str) or not all(isinstance(p, str) and p.strip("!") for p in patterns):
         raise ValueError(f'regularize must be a list of name patterns such as ["conv*", "!fc3"], got {patterns!r}.')
+    chosen = _chosen(layers, patterns, "regularize")
+    for layer in layers:
+        layer.regularized = chosen & layer.parameters.keys()
+
+
+def _chosen(layers: Sequence[Layer], patterns: Sequence[str], option: str) -> set[str]:
+    """Full names of the tensors that the patterns select; ``option`` names them in errors."""
     defaults = {name for layer in layers for name in layer.regularized}
     chosen = set(defaults) if patterns and patterns[0].startswith("!") else set()
     for pattern in patterns:
@@ -222,7 +261,6 @@ def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
         }
         if not matched and not selected:
             names = ", ".join(layer.name for layer in layers)
-            raise ValueError(f"regularize: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
+            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
         chosen = chosen - matched if takes_out else chosen | matched
-    for layer in layers:
-        layer.regularized = chosen & layer.parameters.keys()
+    return chosen

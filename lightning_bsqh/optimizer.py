@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,8 @@ from lightning_bsqh.gauss_seidel import GaussSeidel
 from lightning_bsqh.iteration import Candidate, Iteration
 from lightning_bsqh.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.metric import make_metric
-from lightning_bsqh.regularizers import L0, Cardinality, MetricWeight, Regularizer
+from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
+from lightning_bsqh.regularizers.by_name import bind
 from lightning_bsqh.safeguard import Check
 from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
 
@@ -68,14 +69,16 @@ class BSQHOptimizer(torch.optim.Optimizer):
     Args:
         params: A module (best: its buffers and metrics are then safe from trials), or what
             ``torch.optim`` takes: tensors, named tensors, or groups as dicts with ``params`` and ``name``.
-        regularizer: R with its factor. None takes ``Cardinality()`` if ``total_steps`` is known and
-            ``L0()`` if not.
+        regularizer: R with its factor; or several by name patterns as in ``regularize``, such as
+            ``{"conv*": GroupL0(rho=1e-3), "fc*": Cardinality()}``: R then acts on what the patterns claim and on
+            nothing else. None takes ``Cardinality()`` if ``total_steps`` is known and ``L0()`` if not.
         augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
         max_trials: Largest number of trial sweeps per iteration, at least 1.
-        regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`.
+        regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`; not together
+            with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
         layers: Which modules are the layers, see :func:`~lightning_bsqh.layers.find_layers`.
         sweep: ``"jacobi"`` updates all layers from the same states; ``"gauss-seidel"`` one after the other inside
@@ -83,14 +86,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range, or nothing is there to train.
+        ValueError: If an option is out of its range, nothing is there to train, or a pattern matches nothing or
+            what another one claims.
     """
 
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
         *,
-        regularizer: Regularizer | None = None,
+        regularizer: Regularizer | Mapping[str, Regularizer] | None = None,
         augmentation: Augmentation | None = None,
         epsilon: float | None = None,
         metric: str = "rms",
@@ -111,9 +115,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.has_default_regularizer = regularizer is None
         if regularizer is None:
             regularizer = L0() if total_steps is None else Cardinality()
-        if not isinstance(regularizer, Regularizer):
-            raise TypeError(f"regularizer must be a Regularizer such as L0(rho=1e-5), got {regularizer!r}.")
-        self.regularizer = regularizer
         #: Number of iterations that changed nothing because loss or gradient were not finite.
         self.skipped = 0
         self.last_step: StepReport | None = None
@@ -123,6 +124,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._regularized: set[int] = set()
         self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
         found = find_layers(params, regularize, layers)
+        self.regularizer = bind(regularizer, found, regularize)
         groups = []
         for layer in found:
             groups.append({"params": list(layer.parameters.values()), "name": layer.name})
@@ -209,9 +211,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for index, parameter in enumerate(self.param_groups[-1]["params"]):
             if id(parameter) not in self._names:
-                # Added later, for instance by a callback that unfreezes layers: the default rule of method §1.
+                # Added later, for instance by a callback that unfreezes layers: the default rule of method §1, except
+                # that regularisers by name have claimed theirs and leave all others alone.
                 self._names[id(parameter)] = f"{param_group['name']}.{index}"
-                if parameter.dim() >= 2:
+                if parameter.dim() >= 2 and not isinstance(self.regularizer, ByName):
                     self._regularized.add(id(parameter))
 
     @override

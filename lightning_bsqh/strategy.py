@@ -27,6 +27,7 @@ from lightning_bsqh.layers import check_layers, find_layers
 from lightning_bsqh.lightning_sweeps import LightningSweeps, loss_of
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.regularizers.by_name import check_option
 from lightning_bsqh.sweeps import check_loss
 
 
@@ -41,13 +42,15 @@ class BSQHStrategy(SingleDeviceStrategy):
     are those of an ordinary training, and the module is left as it is.
 
     Args:
-        regularizer: R with its factor, such as ``L0(rho=1e-5)``. None takes ``Cardinality()``.
+        regularizer: R with its factor, such as ``L0(rho=1e-5)``; or several by name patterns, see
+            :class:`~lightning_bsqh.BSQHOptimizer`. None takes ``Cardinality()``.
         augmentation: The rule for ε. None takes ``Curvature()``.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"``.
         eta: η ≥ 0 of the acceptance test.
         max_trials: Largest number of trial sweeps per batch.
-        regularize: Name patterns of the layers and parameters that R acts on; None takes all weights.
+        regularize: Name patterns of the layers and parameters that R acts on; None takes all weights. Not together
+            with a ``regularizer`` by patterns.
         total_steps: Length of the training in batches. None asks the Trainer.
         layers: Which modules are the layers: ``"leaf"``, every module with parameters of its own; name patterns
             such as ``["network.block*"]``; or a predicate of name and module.
@@ -65,7 +68,7 @@ class BSQHStrategy(SingleDeviceStrategy):
 
     def __init__(
         self,
-        regularizer: Regularizer | None = None,
+        regularizer: Regularizer | Mapping[str, Regularizer] | None = None,
         augmentation: Augmentation | None = None,
         epsilon: float | None = None,
         metric: str = "rms",
@@ -100,7 +103,12 @@ class BSQHStrategy(SingleDeviceStrategy):
             for name, value in self._options.items()
         )
         # The optimizer knows the ranges; an object that trains nothing checks them before there is a model.
-        BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **self._options)
+        if regularizer is not None:
+            check_option(regularizer, regularize)
+        by_name = isinstance(regularizer, Mapping)
+        # Patterns can be matched only when there are names.
+        stand_in = {**self._options, "regularizer": None} if by_name else self._options
+        BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **stand_in)
         self._sweeps: LightningSweeps | None = None
         self._has_own_configure_optimizers = True
         self._resumed_random: RandomState | None = None

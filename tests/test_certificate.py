@@ -12,7 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lightning_bsqh import L0, L1, L2, Backtracking, BSQHOptimizer, Cardinality, Regularizer, pmp_residual
+from lightning_bsqh import (
+    L0,
+    L1,
+    L2,
+    Backtracking,
+    Box,
+    BSQHOptimizer,
+    Cardinality,
+    Discrete,
+    ElasticNet,
+    GroupL0,
+    LHalf,
+    LTwoThirds,
+    Regularizer,
+    pmp_residual,
+)
 from lightning_bsqh.regularizers import MetricWeight
 from tests.problems import cross_entropy, data, smooth_network
 
@@ -328,6 +343,122 @@ def test_own_regularizer_counts_by_tensors() -> None:
     assert layer.residual == pytest.approx(result.total, rel=1e-12)
     with pytest.raises(RuntimeError, match="does not maximise"):
         pmp_residual(network, lambda: squared_error(network), regularizer=Wrong())
+
+
+# ---------------------------------------------------------------------- max H − H(u) without an ε
+
+LOW, HIGH = -0.5, 0.75
+# Strengths of the order of the derivatives, so that the maximum lies at an end here, at zero or in between there.
+IN_BOX: dict[str, tuple[Regularizer, Callable[[Tensor], Tensor]]] = {
+    "alone": (Box(LOW, HIGH), torch.zeros_like),
+    "without 0": (Box(0.05, HIGH), torch.zeros_like),
+    "l0": (Box(LOW, HIGH, L0(0.1)), lambda v: 0.1 * (v != 0).double()),
+    "l1": (Box(LOW, HIGH, L1(0.2)), lambda v: 0.2 * v.abs()),
+    "l2": (Box(LOW, HIGH, L2(0.4)), lambda v: 0.4 * v.square()),
+    "no price": (Box(LOW, HIGH, L2(0.0)), torch.zeros_like),
+    "elastic": (Box(LOW, HIGH, ElasticNet(0.1, 0.4)), lambda v: 0.1 * v.abs() + 0.4 * v.square()),
+    "half": (Box(LOW, HIGH, LHalf(0.1)), lambda v: 0.1 * v.abs().sqrt()),
+    "two thirds": (Box(LOW, HIGH, LTwoThirds(0.1)), lambda v: 0.1 * v.abs().pow(2 / 3)),
+    "by name": ({"fc": Box(LOW, HIGH, L0(0.1))}, lambda v: 0.1 * (v != 0).double()),
+}
+
+
+def ascent_of(network: Tiny) -> Tensor:
+    (gradient,) = torch.autograd.grad(squared_error(network), [network.fc.weight])
+    return -gradient[0]
+
+
+@pytest.mark.parametrize("weights", [[0.25, 0.1, 0.7], [0.75, 0.05, 0.05], [0.6, 0.5, 0.3]], ids=str)
+@pytest.mark.parametrize("name", IN_BOX)
+def test_hamiltonian_gap_in_a_box_equals_brute_force(name: str, weights: list[float]) -> None:
+    network = Tiny(weights)
+    regularizer, price = IN_BOX[name]
+    result = pmp_residual(network, lambda: squared_error(network), regularizer=regularizer)
+    ascent, u = ascent_of(network), network.fc.weight.detach()[0]
+    grid = torch.linspace(0.05 if name == "without 0" else LOW, HIGH, 1_250_001, dtype=torch.float64)
+    grid[grid.abs() < 1e-9] = 0.0
+    best = sum(float((ascent[i] * grid - price(grid)).max()) for i in range(3))
+    expected = best - float((ascent * u - price(u)).sum())
+    # The bias is not in the box: it stays as it is.
+    assert result.hamiltonian_gap == pytest.approx(expected, abs=1e-10)
+    assert result.layers["fc"].hamiltonian_gap == result.hamiltonian_gap
+    assert "max H - H" in str(result)
+
+
+def test_hamiltonian_gap_of_a_cardinality_over_all_supports() -> None:
+    network = Tiny([0.25, 0.0, 0.1])
+    regularizer = Box(LOW, HIGH, Cardinality(1 / 3))
+    result = pmp_residual(network, lambda: squared_error(network), regularizer=regularizer)
+    ascent, u = ascent_of(network), network.fc.weight.detach()[0]
+    ends = torch.maximum(ascent * LOW, ascent * HIGH)
+    best = max(float(ends[list(support)].sum()) for support in itertools.combinations(range(3), 2))
+    assert result.hamiltonian_gap == pytest.approx(best - float(ascent @ u), rel=1e-12)
+
+
+def test_hamiltonian_gap_of_groups_and_of_levels() -> None:
+    network = smooth_network()
+    x, y = data()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.clamp_(-0.5, 0.5)
+        network[4].weight.copy_(torch.where(network[4].weight > 0, 0.5, -0.25))
+    regularizer = {"0": Box(-0.5, 0.5, GroupL0(0.02)), "4": Discrete((-0.25, 0.0, 0.5)), "2": L0(1e-3)}
+    result = pmp_residual(network, lambda: cross_entropy(network, x, y), regularizer=regularizer)
+    gradients = torch.autograd.grad(cross_entropy(network, x, y), [network[0].weight, network[4].weight])
+    rows = (0.5 * gradients[0].abs()).sum(1) - 0.02
+    groups = float(rows.clamp_min(0.0).sum() + (gradients[0] * network[0].weight).sum()) + 12 * 0.02
+    assert 0 < int((rows > 0).sum()) < 12
+    levels = float((torch.maximum(0.25 * gradients[1], -0.5 * gradients[1]) + gradients[1] * network[4].weight).sum())
+    assert result.layers["0"].hamiltonian_gap == pytest.approx(groups, rel=1e-12)
+    assert result.layers["4"].hamiltonian_gap == pytest.approx(levels, rel=1e-12)
+    # Without a box there is no maximum.
+    assert result.layers["2"].hamiltonian_gap is None
+    assert result.hamiltonian_gap == pytest.approx(groups + levels, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [L0(0.1), L2(0.1), Box(None, 0.75), Box(-0.5, None, L0(0.1)), Discrete([0.1], (0, 1)).at(0, 10)],
+    ids=str,
+)
+def test_no_hamiltonian_gap_where_the_weights_are_not_bounded(regularizer: Regularizer) -> None:
+    network = Tiny([0.25, 0.1, 0.7])
+    result = pmp_residual(network, lambda: squared_error(network), regularizer=regularizer)
+    assert result.hamiltonian_gap is result.layers["fc"].hamiltonian_gap is None
+    assert "max H - H" not in str(result)
+
+
+def test_hamiltonian_gap_vanishes_at_a_corner() -> None:
+    """A linear loss in a box: the method reaches the bang-bang control, where the condition holds without any ε."""
+    network = Tiny([0.25, 0.1, 0.7])
+    slope = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return (network.fc.weight * slope).sum()
+
+    assert pmp_residual(network, loss, regularizer=Box(LOW, HIGH)).hamiltonian_gap == pytest.approx(2.65)
+    optimizer = BSQHOptimizer(network, regularizer=Box(LOW, HIGH), augmentation=Backtracking(1.0), metric="euclidean")
+    for _ in range(20):
+        optimizer.step(loss)
+    assert network.fc.weight.tolist() == [[LOW, HIGH, LOW]]
+    assert pmp_residual(network, loss, regularizer=Box(LOW, HIGH)).hamiltonian_gap == 0.0
+
+
+@pytest.mark.parametrize(
+    "regularizer", [Box(-0.1, 0.1), Box(-0.1, 0.1, L0(1e-3)), Discrete((-0.1, 0.1), ramp=(0.0, 0.0))], ids=str
+)
+def test_an_end_that_single_precision_cannot_hold(regularizer: Regularizer) -> None:
+    network = Tiny([0.5, -0.5, 0.7]).float()
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        return network(x).square().mean() + network.fc.weight.sum()
+
+    optimizer = BSQHOptimizer(network, regularizer=regularizer)
+    for _ in range(5):
+        optimizer.step(loss)
+    assert network.fc.weight.min() == torch.tensor(-0.1)
+    assert pmp_residual(network, loss, regularizer=regularizer).total >= 0.0
 
 
 def test_bad_input() -> None:

@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+import yaml
 
 pytest.importorskip("jsonargparse")
 
@@ -47,6 +48,32 @@ def test_options_of_the_strategy(arguments) -> None:
     assert optimizer.eta == 0.01
     assert optimizer.augmentation.sigma == 3.0
     assert optimizer.regularizer.rho == 1e-6
+
+
+def test_regularizers_by_name(arguments, capsys, tmp_path) -> None:
+    by_name = {
+        "network.conv*": {"class_path": "lightning_bsqh.GroupL0", "init_args": {"rho": 1e-4}},
+        "network.fc[12]": {"class_path": "lightning_bsqh.Cardinality", "init_args": {"sparsity": 0.8}},
+        "network.fc3.bias": {"class_path": "lightning_bsqh.L2"},
+    }
+    strategy = {"class_path": "lightning_bsqh.BSQHStrategy", "init_args": {"regularizer": by_name}}
+    config = tmp_path / "by_name.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"strategy": strategy}}), encoding="utf-8")
+    arguments = ["fit", *arguments, "--config", str(config)]
+    with pytest.raises(SystemExit):
+        BSQHCLI([*arguments, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]["strategy"]["init_args"]["regularizer"]
+    assert {name: value["class_path"] for name, value in printed.items()} == {
+        name: value["class_path"] for name, value in by_name.items()
+    }
+    assert printed["network.fc[12]"]["init_args"]["sparsity"] == 0.8
+    network, optimizer = (cli := BSQHCLI(arguments)).model.network, cli.trainer.optimizers[0]
+    weights = [network.fc1.weight, network.fc2.weight]
+    assert sum(int((w == 0).sum()) for w in weights) == round(0.8 * sum(w.numel() for w in weights))
+    assert list(optimizer.regularized_weights()) == [
+        f"network.{name}" for name in ("conv1", "conv2", "fc1", "fc2", "fc3")
+    ]
+    assert optimizer.regularized_weights()["network.fc3"][0] is network.fc3.bias
 
 
 def test_validate_test_and_predict(arguments) -> None:

@@ -23,7 +23,18 @@ from lightning_bsqh import (
     LTwoThirds,
 )
 from tests.problems import cross_entropy, data, smooth_network
-from tests.reference.twin import BacktrackingTwin, CurvatureTwin, Groups, InBox, Levels, Penalty, Ramp, Twin
+from tests.reference.twin import (
+    BacktrackingTwin,
+    ByName,
+    CurvatureTwin,
+    Groups,
+    InBox,
+    Levels,
+    Penalty,
+    Ramp,
+    RampOfRows,
+    Twin,
+)
 
 STEPS = 100
 
@@ -45,6 +56,11 @@ REGULARIZERS = {
     "box, l1": (Box(0.05, 0.4, L1(rho=1e-3)), InBox(0.05, 0.4, Penalty("l1", 1e-3))),
     "box, l half": (Box(0.0, 0.3, LHalf(rho=5e-4)), InBox(0.0, 0.3, Penalty("half", 5e-4))),
     "box, cardinality": (Box(-0.3, 0.2, Cardinality(0.8)), Ramp(0.8, STEPS, low=-0.3, high=0.2)),
+    "cardinality of rows": (Cardinality(sparsity=0.6, groups="output"), RampOfRows(0.6, STEPS)),
+    "by name": (
+        {"2": GroupL0(rho=5e-3), "[04]": Cardinality(0.8)},
+        ByName([(Groups(rho=5e-3), [1]), (Ramp(0.8, STEPS), [0, 2])]),
+    ),
 }
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}

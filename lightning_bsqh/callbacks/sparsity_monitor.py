@@ -87,3 +87,17 @@ def sparsity_values(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
     values = {f"sparsity/{name}": layer_zeros / size for name, (layer_zeros, size) in counts.items()}
     return {"sparsity/total": zeros / total if total else 0.0, "nonzero/total": float(total - zeros), **values}
+
+
+def count_zero_groups(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
+    """Numbers of filters and of rows none of whose weights is left, and of all of them.
+
+    A filter is a slice along dim 0 of a tensor of three or more dimensions, a row that of a matrix, such as the weights
+    of one neuron. Only the weights given are looked at; a kind of which there is none is left out.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for w in (w for weights in layers.values() for w in weights if w.dim() >= 2):
+        kind = "filters" if w.dim() > 2 else "rows"
+        zeros, size = counts.get(kind, (0, 0))
+        counts[kind] = (zeros + len(w) - int(torch.count_nonzero((w != 0).flatten(1).any(1))), size + len(w))
+    return counts

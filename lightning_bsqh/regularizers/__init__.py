@@ -2,6 +2,7 @@
 
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.box import Box
+from lightning_bsqh.regularizers.by_name import ByName
 from lightning_bsqh.regularizers.cardinality import Cardinality
 from lightning_bsqh.regularizers.checking import check_regularizer
 from lightning_bsqh.regularizers.discrete import Discrete
@@ -18,6 +19,7 @@ __all__ = [
     "L1",
     "L2",
     "Box",
+    "ByName",
     "Cardinality",
     "Discrete",
     "ElasticNet",

@@ -38,6 +38,13 @@ class Regularizer(ABC):
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False
 
+    def restricted_to(self, positions: Sequence[int]) -> Regularizer:
+        """R as it acts on a few of the tensors, given by their positions in the fixed order; only the certificate asks.
+
+        An R that treats all tensors alike, whichever they are, is its own restriction, as this default has it.
+        """
+        return self
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor]) -> float:
         """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
@@ -96,6 +103,20 @@ class Regularizer(ABC):
         Only the certificate asks for it, to tell which single weights satisfy the maximum condition.
         """
         return None
+
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Argmax over the admissible u of ⟨G, u⟩ − ρR(u), with no ε, for every tensor.
+
+        Only the certificate asks for it. None for a tensor on which that is not bounded or not known.
+
+        Args:
+            ascents: G, one tensor per regularised weight tensor.
+        """
+        return [None for _ in ascents]
+
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        """Like :meth:`hamiltonian_maximiser` with every weight in [low, high], both finite."""
+        return [None for _ in ascents]
 
     def check_box(self, low: float, high: float) -> None:
         """Raises ValueError unless :meth:`prox_in_box_` is exact for the box [low, high]; so does this default.

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.boxed import best_of, ends
 
 
 class Box(Regularizer):
@@ -98,6 +99,11 @@ class Box(Regularizer):
         return self.regularizer is not None and self.regularizer.couples_tensors
 
     @override
+    def check_separable(self) -> None:
+        if self.regularizer is not None:
+            self.regularizer.check_separable()
+
+    @override
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
         if self.regularizer is None:
             return [self] * len(weights)
@@ -111,3 +117,12 @@ class Box(Regularizer):
     @override
     def elementwise(self, weight: Tensor) -> Tensor | None:
         return torch.zeros_like(weight) if self.regularizer is None else self.regularizer.elementwise(weight)
+
+    @override
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        if math.isinf(self.low) or math.isinf(self.high):
+            return [None for _ in ascents]
+        if self.regularizer is not None:
+            return self.regularizer.hamiltonian_maximiser_in_box(ascents, self.low, self.high)
+        # Bang-bang: low where G < 0 and high where G > 0.
+        return [best_of(g, ends(g, self.low, self.high), torch.zeros_like) for g in ascents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,30 +11,36 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
-from lightning_bsqh.regularizers.boxed import ZeroInBox
-from lightning_bsqh.regularizers.ramp import Ramp
+from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
+from lightning_bsqh.regularizers.groups import Groups
 from lightning_bsqh.regularizers.selection import keep_largest
+from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
-class Cardinality(ZeroInBox):
+class Cardinality(TighteningConstraint, ZeroInBox):
     """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
 
     The k largest ε D z² are kept, over all layers together or in each weight tensor for itself; among equal
     ones those that come first. The sparsity demanded rises along a
     cubic ramp between two shares of the training and is the target from there on, to the weight.
 
+    With ``groups`` all this is about groups of weights instead: at most k of n groups have a non-zero weight, and
+    the k with the largest Σ ε D z² are kept whole.
+
     Args:
-        sparsity: Target share of exact zeros among the regularised weights, in [0, 1).
+        sparsity: Target share of exact zeros among the regularised weights, or groups, in [0, 1).
         ramp: Start and end of the ramp as shares of the training, 0 ≤ start ≤ end ≤ 1.
         interval: Number of iterations from one tightening to the next. None takes a 200th of the
             training, at least 2 and at most 100: between tightenings the iterate is admissible and
             the acceptance test is that of a fixed objective.
         scope: ``"global"`` counts over all weights together; ``"layer"`` lets every weight tensor of n_l
             elements keep its own n_l − round(sparsity·n_l), so that no layer can be emptied for another.
+        groups: None for single weights; ``"output"`` for filters and rows, ``"input"`` for input channels and
+            columns, as in ``GroupL0``.
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range; when used, if a regularised tensor has no such groups.
     """
 
     def __init__(
@@ -42,122 +49,47 @@ class Cardinality(ZeroInBox):
         ramp: tuple[float, float] = (0.05, 0.5),
         interval: int | None = None,
         scope: str = "global",
+        groups: str | None = None,
     ) -> None:
+        super().__init__(ramp, interval)
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
-        self._ramp = Ramp(ramp, interval)
-        self.ramp = self._ramp.ends
-        self.interval = self._ramp.interval
         self.scope = choice("scope", scope, ("global", "layer"))
+        self.groups = groups
+        self._groups = Groups(groups)
 
     def __repr__(self) -> str:
         scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        return f"Cardinality(sparsity={self.sparsity:g}, ramp={self.ramp}{scope})"
-
-    @property
-    @override
-    def needs_total_steps(self) -> bool:
-        return self._ramp.needs_total_steps
+        groups = "" if self.groups is None else f", groups={self.groups!r}"
+        return f"Cardinality(sparsity={self.sparsity:g}, {self._schedule()}{scope}{groups})"
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
-        return self.sparsity * self._ramp.share_at(step, total_steps)
-
-    @override
-    def at(self, step: int, total_steps: int | None) -> Regularizer:
-        return _AtMost(self.sparsity_at(step, total_steps), self.scope)
-
-    @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return 0.0
-
-    @override
-    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        _AtMost(self.sparsity, self.scope).prox_(points, metric, epsilon)
-
-    @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
-        return _AtMost(self.sparsity, self.scope).admits(weights)
-
-    @override
-    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        _AtMost(self.sparsity, self.scope).project_(weights, metric)
-
-    @override
-    def prox_in_box_(
-        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
-    ) -> None:
-        self.project_in_box_(points, metric, low, high)
-
-    @override
-    def project_in_box_(
-        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
-    ) -> None:
-        _AtMost(self.sparsity, self.scope).project_in_box_(weights, metric, low, high)
+        return self.at(step, total_steps)._demanded
 
     @property
-    @override
-    def couples_tensors(self) -> bool:
-        return self.scope == "global"
-
-    @override
-    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
-        return _AtMost(self.sparsity, self.scope).separate(weights)
-
-    @override
-    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        return [w == 0.0 for w in weights]
-
-    @override
-    def elementwise(self, weight: Tensor) -> Tensor:
-        # A constraint that is satisfied has no price.
-        return torch.zeros_like(weight)
-
-
-class _AtMost(ZeroInBox):
-    """The constraint with the sparsity demanded in one iteration."""
-
-    def __init__(self, sparsity: float, scope: str) -> None:
-        self.sparsity = sparsity
-        self.scope = scope
-
-    def __repr__(self) -> str:
-        return f"Cardinality(sparsity={self.sparsity:g}, ramp=(0, 0), scope={self.scope!r})"
+    def _demanded(self) -> float:
+        return self.sparsity * self._share
 
     def _kept(self, total: int) -> int:
-        return total - round(self.sparsity * total)
+        return total - round(self._demanded * total)
 
     def _parts(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """The sets of tensors over which the choice is made together."""
         return [[w] for w in weights] if self.scope == "layer" else [weights]
 
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return 0.0
-
-    @override
-    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        # ε is common to all weights, so the order of ε D z² is that of D z².
-        self.project_(points, metric)
-
-    @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
-        if self.sparsity == 0.0:
+        if self._demanded == 0.0:
             return True
         return all(
-            sum(int(torch.count_nonzero(w)) for w in part) <= self._kept(sum(w.numel() for w in part))
+            sum(self._groups.count_nonzero(w) for w in part) <= self._kept(sum(self._groups.count(w) for w in part))
             for part in self._parts(weights)
         )
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        if self.sparsity > 0.0:
+        if self._demanded > 0.0:
             self._keep_best_(weights, [w.square().mul_(d) for w, d in zip(weights, metric, strict=True)])
-
-    @override
-    def prox_in_box_(
-        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
-    ) -> None:
-        self.project_in_box_(points, metric, low, high)
 
     @override
     def project_in_box_(
@@ -169,18 +101,26 @@ class _AtMost(ZeroInBox):
             # What keeping the clipped c gains over zero: Dw² − D(w−c)² = Dc(2w−c), and c lies between 0 and w.
             scores.append(d * clipped * (2.0 * w - clipped))
             w.copy_(clipped)
-        if self.sparsity > 0.0:
+        if self._demanded > 0.0:
             self._keep_best_(weights, scores)
 
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        # With 0 in the box the better end is never worse than 0.
+        found = [best_of(g, ends(g, low, high), torch.zeros_like) for g in ascents]
+        if self._demanded > 0.0:
+            self._keep_best_(found, [g * u for g, u in zip(ascents, found, strict=True)])
+        return list(found)
+
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        """Sets all weights to zero but those with the largest scores."""
+        """Sets all groups to zero but those with the largest sums of scores."""
         if not weights:
             return
         for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
-            every = torch.cat([v.flatten() for v in values])
+            every = torch.cat([self._groups.sums(v) for v in values])
             drop = keep_largest(every, self._kept(every.numel())).logical_not_()
-            for w, dropped in zip(part, drop.split([w.numel() for w in part]), strict=True):
-                w.masked_fill_(dropped.view(w.shape), 0.0)
+            for w, dropped in zip(part, drop.split([self._groups.count(w) for w in part]), strict=True):
+                self._groups.drop_(w, dropped)
 
     @property
     @override
@@ -191,14 +131,15 @@ class _AtMost(ZeroInBox):
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
         if self.scope == "layer":
             return [self] * len(weights)
-        # Every tensor keeps as many as it has in the maximiser over all.
-        return [_AtMost(1.0 - int(torch.count_nonzero(w)) / w.numel(), "layer") for w in weights]
+        parts = []
+        for w in weights:
+            # Every tensor keeps as many as it has in the maximiser over all.
+            part = copy.copy(self)
+            part.scope, part._share = "layer", 1.0
+            part.sparsity = 1.0 - self._groups.count_nonzero(w) / max(self._groups.count(w), 1)
+            parts.append(part)
+        return parts
 
     @override
     def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
         return [w == 0.0 for w in weights]
-
-    @override
-    def elementwise(self, weight: Tensor) -> Tensor:
-        # A constraint that is satisfied has no price.
-        return torch.zeros_like(weight)

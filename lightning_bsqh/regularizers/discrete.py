@@ -13,11 +13,12 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
-from lightning_bsqh.regularizers.ramp import Ramp
+from lightning_bsqh.regularizers.boxed import best_of
 from lightning_bsqh.regularizers.selection import keep_largest
+from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
-class Discrete(Regularizer):
+class Discrete(TighteningConstraint):
     """Every regularised weight is one of the levels; û is the level nearest to z (method §3, row finite set).
 
     The nearest level maximises K whatever ε and D are. A tie goes to the level nearer to 0, and between
@@ -47,11 +48,7 @@ class Discrete(Regularizer):
         if not levels:
             raise ValueError(f"levels must hold at least one number in (-inf, inf), got {levels!r}.")
         self.levels = _sorted(levels)
-        self._ramp = Ramp(ramp, interval)
-        self.ramp = self._ramp.ends
-        self.interval = self._ramp.interval
-        #: Share of the weights that must be on levels.
-        self._share = 1.0
+        super().__init__(ramp, interval)
 
     @classmethod
     def binary(cls, scale: float, ramp: tuple[float, float] = (0.05, 0.7), interval: int | None = None) -> Discrete:
@@ -76,26 +73,7 @@ class Discrete(Regularizer):
         return cls((-scale, 0.0, scale), ramp, interval)
 
     def __repr__(self) -> str:
-        return f"Discrete(levels={self.levels}, ramp={self.ramp})"
-
-    @property
-    @override
-    def needs_total_steps(self) -> bool:
-        return self._ramp.needs_total_steps
-
-    @override
-    def at(self, step: int, total_steps: int | None) -> Regularizer:
-        held = copy.copy(self)
-        held._share = self._ramp.share_at(step, total_steps)
-        return held
-
-    @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return 0.0
-
-    @override
-    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        self.project_(points, metric)
+        return f"Discrete(levels={self.levels}, {self._schedule()})"
 
     @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
@@ -112,12 +90,6 @@ class Discrete(Regularizer):
     def check_box(self, low: float, high: float) -> None:
         if not self._inside(low, high):
             raise ValueError(f"Box with low={low:g}, high={high:g} contains none of the levels of {self!r}.")
-
-    @override
-    def prox_in_box_(
-        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
-    ) -> None:
-        self.project_in_box_(points, metric, low, high)
 
     @override
     def project_in_box_(
@@ -169,9 +141,16 @@ class Discrete(Regularizer):
         return [w == _nearest(w, self.levels) for w in weights]
 
     @override
-    def elementwise(self, weight: Tensor) -> Tensor:
-        # A constraint that is satisfied has no price.
-        return torch.zeros_like(weight)
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        return self.hamiltonian_maximiser_in_box(ascents, -math.inf, math.inf)
+
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        if self._share < 1.0:
+            # Free weights are bounded by the box alone, and chosen over all tensors.
+            return [None for _ in ascents]
+        levels = self._inside(low, high)
+        return [best_of(g, [torch.full_like(g, level) for level in levels], torch.zeros_like) for g in ascents]
 
     def _inside(self, low: float, high: float) -> tuple[float, ...]:
         return tuple(level for level in self.levels if low <= level <= high)

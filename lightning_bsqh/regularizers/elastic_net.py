@@ -47,3 +47,8 @@ class ElasticNet(ConvexInBox):
     @override
     def elementwise(self, weight: Tensor) -> Tensor:
         return self.rho_l1 * weight.abs() + self.rho_l2 * weight.square()
+
+    @override
+    def _peaks(self, ascent: Tensor, low: float, high: float) -> list[Tensor]:
+        soft = ascent - ascent.clamp(-self.rho_l1, self.rho_l1)
+        return [(soft / (2.0 * self.rho_l2)).clamp(low, high)] if self.rho_l2 > 0.0 else []

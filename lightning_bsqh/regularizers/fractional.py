@@ -11,10 +11,10 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.regularizers.base import MetricWeight
-from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
-class Fractional(ZeroInBox):
+class Fractional(ZeroInBox, SumInBox):
     """ρ Σ|u_i|^p with 0 < p < 1, maximised by a threshold that shrinks what it keeps.
 
     Args:

@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.regularizers.base import MetricWeight
-from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
+from lightning_bsqh.regularizers.groups import Groups
 
 
 class GroupL0(ZeroInBox):
@@ -36,15 +37,15 @@ class GroupL0(ZeroInBox):
     def __init__(self, rho: float = 1e-3, groups: str = "output", weight: str = "count") -> None:
         self.rho = number("rho", rho, low=0.0)
         self.groups = choice("groups", groups, ("output", "input"))
+        self._groups = Groups(groups)
         self.weight = choice("weight", weight, ("count", "size"))
-        self._dim = 0 if self.groups == "output" else 1
 
     def __repr__(self) -> str:
         return f"GroupL0(rho={self.rho:g}, groups={self.groups!r}, weight={self.weight!r})"
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
-        return sum(self._price(w) * int(torch.count_nonzero(self._rows(w != 0).any(1))) for w in weights)
+        return sum(self._price(w) * self._groups.count_nonzero(w) for w in weights)
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
@@ -62,25 +63,20 @@ class GroupL0(ZeroInBox):
             z.copy_(clipped)
             self._drop_(z, gain)
 
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for g in ascents:
+            u = best_of(g, ends(g, low, high), torch.zeros_like)
+            self._drop_(u, g * u)
+            found.append(u)
+        return found
+
     def _drop_(self, z: Tensor, gain: Tensor) -> None:
         """Sets the groups to zero whose gains do not add up to more than their price."""
-        dropped = self._rows(gain).sum(1) <= self._price(z)
-        z.masked_fill_(dropped.view([-1 if dim == self._dim else 1 for dim in range(z.dim())]), 0.0)
+        self._groups.drop_(z, self._groups.sums(gain) <= self._price(z))
 
     def _price(self, tensor: Tensor) -> float:
         """ρ·weight(g), the same for all groups of one tensor."""
-        count = self._count(tensor)
+        count = self._groups.count(tensor)
         return self.rho * (tensor.numel() / max(count, 1) if self.weight == "size" else 1.0)
-
-    def _rows(self, tensor: Tensor) -> Tensor:
-        """The tensor with one row per group."""
-        count = self._count(tensor)
-        return tensor.movedim(self._dim, 0).reshape(count, tensor.numel() // max(count, 1))
-
-    def _count(self, tensor: Tensor) -> int:
-        if tensor.dim() <= self._dim:
-            raise ValueError(
-                f"GroupL0 with groups={self.groups!r} needs tensors with more than {self._dim} dimensions, but a"
-                f" regularised one has the shape {tuple(tensor.shape)}: choose what R acts on with regularize=[...]."
-            )
-        return tensor.shape[self._dim]

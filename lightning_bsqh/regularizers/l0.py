@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.regularizers.base import MetricWeight
-from lightning_bsqh.regularizers.boxed import ZeroInBox
+from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
-class L0(ZeroInBox):
+class L0(ZeroInBox, SumInBox):
     """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (method §3, row L0).
 
     Args:

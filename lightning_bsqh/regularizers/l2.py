@@ -42,3 +42,7 @@ class L2(ConvexInBox):
     @override
     def elementwise(self, weight: Tensor) -> Tensor:
         return self.rho * weight.square()
+
+    @override
+    def _peaks(self, ascent: Tensor, low: float, high: float) -> list[Tensor]:
+        return [(ascent / (2.0 * self.rho)).clamp(low, high)] if self.rho > 0.0 else []

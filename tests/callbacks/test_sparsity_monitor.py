@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_bsqh import BSQHStrategy, Cardinality
 from lightning_bsqh.callbacks import SparsityMonitor
-from lightning_bsqh.callbacks.sparsity_monitor import count_zeros, sparsity_values
+from lightning_bsqh.callbacks.sparsity_monitor import count_zero_groups, count_zeros, sparsity_values
 from tests.callbacks.small import SmallModule, loader
 
 
@@ -97,3 +97,15 @@ def test_with_another_optimizer_all_matrices_count(tmp_path) -> None:
 def test_refuses_every_n_steps(value: int) -> None:
     with pytest.raises(ValueError, match="every_n_steps"):
         SparsityMonitor(every_n_steps=value)
+
+
+def test_filters_and_rows() -> None:
+    filters, matrix, bias = torch.ones(4, 2, 3, 3), torch.ones(5, 6), torch.zeros(7)
+    filters[1], filters[2], filters[3, 0] = 0.0, -0.0, 0.0
+    matrix[:, 1:] = 0.0
+    matrix[3] = 0.0
+    assert count_zero_groups({"a": [filters, bias], "b": [matrix, matrix.clone()]}) == {
+        "filters": (2, 4),
+        "rows": (2, 10),
+    }
+    assert count_zero_groups({"a": [bias]}) == count_zero_groups({}) == {}

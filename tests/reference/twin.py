@@ -238,6 +238,45 @@ class Ramp:
         return out
 
 
+@dataclass
+class RampOfRows(Ramp):
+    """At most k rows of all matrices that are not all zero, kept by Σ d w², with the same ramp."""
+
+    def admits(self, w, step):
+        return sum((wi != 0).any(1).sum() for wi in w) <= self.count(sum(len(wi) for wi in w), step)
+
+    def project(self, w, d, step):
+        weight = [np.sqrt((di * wi**2).sum(1)) for wi, di in zip(w, d, strict=True)]
+        kept = largest(weight, [np.ones(len(wi)) for wi in w], self.count(sum(len(wi) for wi in w), step))
+        return [np.where(ki[:, None] != 0, wi, 0.0) for ki, wi in zip(kept, w, strict=True)]
+
+
+@dataclass
+class ByName:
+    """Several regularisers; `parts` are pairs (regulariser, positions of its tensors among those handed over)."""
+
+    parts: list
+
+    def value(self, w):
+        return sum(reg.value([w[i] for i in own]) for reg, own in self.parts)
+
+    def admits(self, w, step):
+        return all(reg.admits([w[i] for i in own], step) for reg, own in self.parts)
+
+    def prox(self, z, d, epsilon, step):
+        return self.merge(z, lambda reg, own: reg.prox([z[i] for i in own], [d[i] for i in own], epsilon, step))
+
+    def project(self, w, d, step):
+        return self.merge(w, lambda reg, own: reg.project([w[i] for i in own], [d[i] for i in own], step))
+
+    def merge(self, tensors, change):
+        out = list(tensors)
+        for reg, own in self.parts:
+            for i, new in zip(own, change(reg, own), strict=True):
+                out[i] = new
+        return out
+
+
 # ---------------------------------------------------------------- rules for ε, §4
 @dataclass
 class BacktrackingTwin:

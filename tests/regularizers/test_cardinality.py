@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -93,3 +94,58 @@ def test_needs_the_length_of_the_training() -> None:
     at_once = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0)))
     at_once.step(lambda: cross_entropy(network, *data()))
     assert at_once.sparsity() == pytest.approx(0.9, abs=0.005)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    values=st.lists(st.tuples(st.floats(-2, 2), st.floats(0.125, 5)), min_size=18, max_size=18),
+    sparsity=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    groups=st.sampled_from(["output", "input"]),
+    low=st.sampled_from([-math.inf, -0.5]),
+)
+def test_no_choice_of_groups_is_better(
+    values: list[tuple[float, float]], sparsity: float, groups: str, low: float
+) -> None:
+    z, d = torch.tensor(values, dtype=torch.float64).T
+    # Of different sizes: as many weights may be lost with one group as with two others.
+    shapes = [(3, 2, 2), (2, 3)]
+    points, metric = ([part.view(s) for part, s in zip(t.split([12, 6]), shapes, strict=True)] for t in (z, d))
+    axis = 0 if groups == "output" else 1
+    sizes = [s[axis] for s in shapes]
+    regularizer = Cardinality(sparsity, ramp=(0.0, 0.0), groups=groups)
+    found = [p.clone() for p in points]
+    regularizer.prox_in_box_(found, metric, 0.7, low, 1.0)
+    assert regularizer.admits(found)
+    nonzero = sum(int((u != 0).movedim(axis, 0).flatten(1).any(1).sum()) for u in found)
+    kept = sum(sizes) - round(sparsity * sum(sizes))
+    assert nonzero <= kept
+
+    def distance(u: list[torch.Tensor]) -> float:
+        return sum(float((m * (a - p).square()).sum()) for m, a, p in zip(metric, u, points, strict=True))
+
+    for chosen in itertools.combinations(range(sum(sizes)), kept):
+        candidate = [p.clamp(low, 1.0) for p in points]
+        for i in set(range(sum(sizes))) - set(chosen):
+            tensor, index = (0, i) if i < sizes[0] else (1, i - sizes[0])
+            candidate[tensor].select(axis, index).zero_()
+        assert regularizer.admits(candidate)
+        assert distance(found) <= distance(candidate) + 1e-12
+
+
+def test_target_of_groups_is_met_to_the_group() -> None:
+    network = smooth_network()
+    x, y = data()
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.4, groups="output"), total_steps=30)
+    for _ in range(30):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+    # 12 + 8 + 3 rows, of which round(9.2) are zero.
+    assert sum(int((layer.weight == 0).all(1).sum()) for layer in network if hasattr(layer, "weight")) == 9
+    assert optimizer.meets_constraint()
+
+
+def test_groups_that_are_none() -> None:
+    with pytest.raises(ValueError, match="groups must be 'output' or 'input', got 'rows'"):
+        Cardinality(groups="rows")
+    with pytest.raises(ValueError, match=r"groups='input' needs tensors with more than 1 dimensions.*\(3,\)"):
+        Cardinality(groups="input").admits([torch.zeros(3)])
+    assert repr(Cardinality(0.5, groups="input")) == "Cardinality(sparsity=0.5, ramp=(0.05, 0.5), groups='input')"

@@ -43,6 +43,9 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"augmentation": Curvature}, TypeError, ["augmentation", "Curvature"]),
     ({"regularizer": 1e-5}, TypeError, ["regularizer", "1e-05", "L0(rho=1e-5)"]),
     ({"regularizer": L0}, TypeError, ["regularizer", "L0"]),
+    ({"regularizer": {}}, ValueError, ["regularizer", "empty", "L0(rho=0.0)"]),
+    ({"regularizer": {"conv*": L0}}, TypeError, ["regularizer['conv*']", "L0(rho=1e-5)"]),
+    ({"regularizer": {"*": L0()}, "regularize": ["*"]}, ValueError, ["regularize=['*']", "leave regularize out"]),
 ]
 
 
@@ -107,6 +110,26 @@ def test_numpy_numbers_and_the_ends_of_the_ranges_are_taken() -> None:
 
 
 # ---------------------------------------------------------------------- modules and Trainers
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "words"),
+    [
+        ({"conv*": L0(), "net.*": L1()}, ["'conv*'", "matches no layer", "net.0, net.1, net.4"]),
+        ({"net.*": L0(), "net.4": L1()}, ["'net.*'", "'net.4'", "both claim", "'net.4.weight'"]),
+    ],
+)
+def test_patterns_are_checked_before_the_first_batch(
+    make_trainer: Any, make_loader: Any, regularizer: dict[str, Any], words: list[str]
+) -> None:
+    class Untouched(SmallModule):
+        @override
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise AssertionError("a batch was trained on")
+
+    with pytest.raises(ValueError, match="regularizer") as raised:
+        make_trainer(BSQHStrategy(regularizer)).fit(Untouched(), make_loader())
+    assert_says(str(raised.value), words)
 
 
 class Manual(SmallModule):

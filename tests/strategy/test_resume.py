@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_bsqh import L0, Backtracking, BSQHStrategy, Cardinality, Curvature
+from lightning_bsqh import L0, Backtracking, BSQHStrategy, Cardinality, Curvature, GroupL0
 from tests.strategy.small_modules import AlwaysTooLarge, SmallModule, assert_same, weights_of
 
 EPOCHS = 4
@@ -72,6 +72,7 @@ STRATEGIES = {
         Cardinality(sparsity=0.5), augmentation=Backtracking(epsilon=0.01, sigma=10.0, zeta=0.01), max_trials=3
     ),
     "curvature": lambda: BSQHStrategy(L0(rho=1e-4), augmentation=Curvature(epsilon=0.1)),
+    "by name": lambda: BSQHStrategy({"net.0": Cardinality(sparsity=0.5), "net.4": GroupL0(rho=1e-4)}),
 }
 
 

@@ -1,0 +1,158 @@
+"""Several regularisers at once, each for the tensors that a name pattern claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.layers import Layer, claim
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+
+Value = TypeVar("Value")
+
+
+class ByName(Regularizer):
+    """Σ_k ρ_k R_k, where every R_k has tensors of its own (method §3).
+
+    What a mapping from patterns to regularisers becomes once the names are known, see :func:`bind`. As no tensor
+    belongs to two of them, the maximiser of K is that of each R_k on its own tensors.
+
+    Args:
+        regularizers: The R_k by their patterns.
+        owners: For every tensor, in the order in which they will be handed over, the pattern that claims it.
+    """
+
+    def __init__(self, regularizers: Mapping[str, Regularizer], owners: Sequence[str]) -> None:
+        self.regularizers = dict(regularizers)
+        self.owners = tuple(owners)
+
+    def __repr__(self) -> str:
+        return repr(self.regularizers)
+
+    @override
+    def at(self, step: int, total_steps: int | None) -> Regularizer:
+        return ByName({name: r.at(step, total_steps) for name, r in self.regularizers.items()}, self.owners)
+
+    @property
+    @override
+    def needs_total_steps(self) -> bool:
+        return any(r.needs_total_steps for r in self.regularizers.values())
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        return any(r.couples_tensors and self.owners.count(name) > 1 for name, r in self.regularizers.items())
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> float:
+        return sum(r.penalty(self._of(name, weights)) for name, r in self.regularizers.items())
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        for name, r in self.regularizers.items():
+            r.prox_(self._of(name, points), self._of(name, metric), epsilon)
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> bool:
+        return all(r.admits(self._of(name, weights)) for name, r in self.regularizers.items())
+
+    @override
+    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
+        for name, r in self.regularizers.items():
+            r.project_(self._of(name, weights), self._of(name, metric))
+
+    @override
+    def check_separable(self) -> None:
+        for r in self.regularizers.values():
+            r.check_separable()
+
+    @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        return self._merged({name: r.separate(self._of(name, weights)) for name, r in self.regularizers.items()})
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return self._merged({name: r.pinned(self._of(name, weights)) for name, r in self.regularizers.items()})
+
+    @override
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        return self._merged({n: r.hamiltonian_maximiser(self._of(n, ascents)) for n, r in self.regularizers.items()})
+
+    @override
+    def restricted_to(self, positions: Sequence[int]) -> Regularizer:
+        owners = [self.owners[i] for i in positions]
+        if len(set(owners)) == 1:
+            name = owners[0]
+            own = [i for i, owner in enumerate(self.owners) if owner == name]
+            return self.regularizers[name].restricted_to([own.index(i) for i in positions])
+        return ByName({name: r for name, r in self.regularizers.items() if name in owners}, owners)
+
+    def _of(self, name: str, values: Sequence[Value]) -> list[Value]:
+        """Those of the values, one per tensor, that belong to one pattern's tensors."""
+        return [value for owner, value in zip(self.owners, values, strict=True) if owner == name]
+
+    def _merged(self, values: Mapping[str, Sequence[Value]]) -> list[Value]:
+        """The reverse: one value per tensor, from those of each pattern's tensors."""
+        left = {name: iter(own) for name, own in values.items()}
+        return [next(left[owner]) for owner in self.owners]
+
+
+def bind(
+    regularizer: Regularizer | Mapping[str, Regularizer],
+    layers: Sequence[Layer],
+    regularize: Sequence[str] | None = None,
+) -> Regularizer:
+    """The one R that a training has: the regulariser itself, or what a mapping by patterns means for these layers.
+
+    A pattern selects what ``regularize=[pattern]`` would. With a mapping, R acts on what the patterns claim and on
+    nothing else; ``regularized`` of the layers is set accordingly.
+
+    Args:
+        regularizer: A regulariser; or regularisers by patterns; or what this function made of one before.
+        layers: The layers that are trained.
+        regularize: The option of the same name, refused beside a mapping.
+
+    Raises:
+        TypeError: If ``regularizer`` is neither, or holds something that is no regulariser.
+        ValueError: If a mapping is empty or comes with ``regularize``, a pattern is no name or matches nothing, or two
+            of them claim the same parameter.
+    """
+    check_option(regularizer, regularize)
+    given = regularizer.regularizers if isinstance(regularizer, ByName) else regularizer
+    if isinstance(given, Regularizer):
+        return given
+    owners = claim(layers, list(given))
+    return ByName(given, [owners[n] for layer in layers for n in layer.parameters if n in layer.regularized])
+
+
+def check_option(regularizer: object, regularize: Sequence[str] | None = None) -> None:
+    """Checks what can be checked of the two options before there are layers.
+
+    Raises:
+        TypeError: If ``regularizer`` is neither a regulariser nor a mapping, or holds something that is none.
+        ValueError: If a mapping is empty, has a key that is no name, or comes with ``regularize``.
+    """
+    if isinstance(regularizer, ByName):
+        regularizer = regularizer.regularizers
+    if isinstance(regularizer, Regularizer):
+        return
+    if not isinstance(regularizer, Mapping):
+        raise TypeError(
+            f"regularizer must be a Regularizer such as L0(rho=1e-5), or a dict of them by name patterns such as"
+            f' {{"conv*": L0(rho=1e-5)}}, got {regularizer!r}.'
+        )
+    if not regularizer:
+        raise ValueError("regularizer is an empty dict: name at least one pattern, or pass L0(rho=0.0) for none.")
+    for pattern, value in regularizer.items():
+        if not isinstance(pattern, str) or not pattern.strip("!"):
+            raise ValueError(f'regularizer: a pattern must be a name such as "conv*" or "fc3.bias", got {pattern!r}.')
+        if not isinstance(value, Regularizer):
+            raise TypeError(f"regularizer[{pattern!r}] must be a Regularizer such as L0(rho=1e-5), got {value!r}.")
+    if regularize is not None:
+        raise ValueError(
+            f"regularize={regularize!r} cannot be used together with regularizers by name patterns, which say"
+            " themselves what they act on: leave regularize out, and out of the patterns what is to stay free."
+        )

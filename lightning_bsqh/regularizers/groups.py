@@ -1,0 +1,59 @@
+"""The groups of a weight tensor that are kept or set to zero as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_bsqh._validation import choice
+
+
+class Groups:
+    """Cuts tensors into groups of equally many weights.
+
+    Args:
+        groups: ``"output"`` for the slices along dim 0 (filters of a convolution, rows of a linear layer: the weights
+            that lead into one output), ``"input"`` for those along dim 1 (input channels, columns), None for
+            every weight alone.
+
+    Raises:
+        ValueError: If it is none of these; when used, if a tensor has no such dim.
+    """
+
+    def __init__(self, groups: str | None) -> None:
+        self._kind = None if groups is None else choice("groups", groups, ("output", "input"))
+        self._dim = {None: -1, "output": 0, "input": 1}[self._kind]
+
+    def count(self, tensor: Tensor) -> int:
+        """Number of groups."""
+        if self._kind is None:
+            return tensor.numel()
+        if tensor.dim() <= self._dim:
+            raise ValueError(
+                f"groups={self._kind!r} needs tensors with more than {self._dim} dimensions, but a regularised one has"
+                f" the shape {tuple(tensor.shape)}: choose what R acts on with regularize=[...]."
+            )
+        return tensor.shape[self._dim]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum over each group, shape ``[count]``."""
+        return values.flatten() if self._kind is None else self._rows(values).sum(1)
+
+    def count_nonzero(self, tensor: Tensor) -> int:
+        """Number of groups with at least one weight that is not zero."""
+        return int(torch.count_nonzero(tensor if self._kind is None else self._rows(tensor != 0).any(1)))
+
+    def drop_(self, tensor: Tensor, dropped: Tensor) -> None:
+        """Sets groups to zero.
+
+        Args:
+            tensor: Any shape; overwritten.
+            dropped: Which groups, boolean, shape ``[count]``.
+        """
+        shape = [-1 if dim == self._dim else 1 for dim in range(tensor.dim())]
+        tensor.masked_fill_(dropped.view(tensor.shape if self._kind is None else shape), 0.0)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """The tensor with one row per group."""
+        count = self.count(tensor)
+        return tensor.movedim(self._dim, 0).reshape(count, tensor.numel() // max(count, 1))
