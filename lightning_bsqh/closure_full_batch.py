@@ -44,7 +44,7 @@ class ClosurePart(Part):
         before = ModuleState(self._module) if self._module is not None else None
         if self._start is not None:
             unchanged = compare and versions(self._batch) == self._versions and same(batch, self._batch)
-            self.repeats = unchanged and (before is None or self._before is None or before.same_as(self._before))
+            self.note(unchanged and (before is None or self._before is None or before.same_as(self._before)))
         self._batch, self._versions = batch, versions(batch)
         self._evaluate, self.samples, self._before = evaluate, samples, before
         self._start = RandomState.capture(self._devices)

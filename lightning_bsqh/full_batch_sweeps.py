@@ -60,10 +60,17 @@ class Part(ABC):
     Attributes:
         samples: Its number of samples, 0 if there is no loss on it.
         repeats: Whether its data and the module were the same in the pass before; None in the first pass.
+        changes: In how many passes in a row they were not.
     """
 
     samples: int = 0
     repeats: bool | None = None
+    changes: int = 0
+
+    def note(self, repeats: bool) -> None:
+        """Notes whether data and module are the same as in the pass before."""
+        self.repeats = repeats
+        self.changes = 0 if repeats else self.changes + 1
 
     @abstractmethod
     def loss(self) -> float:
@@ -336,5 +343,6 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def _pure_outcomes(self) -> list[Outcome] | None:
         """The outcomes of this pass if another one at the same weights would give the same, as far as is known."""
         outcomes = [outcome for outcome in self._outcomes if outcome is not None and outcome.pure]
-        repeats = all(part.repeats is not False for part in self._parts)
-        return outcomes if self._reuse and repeats and len(outcomes) == len(self._outcomes) else None
+        # Once may be a module that makes itself ready in its first pass; more often they will never be the same.
+        hopeful = all(part.changes < 2 for part in self._parts)
+        return outcomes if self._reuse and hopeful and len(outcomes) == len(self._outcomes) else None

@@ -174,7 +174,7 @@ class LightningPart(LightningSweeps, Part):
         self.begin(batch)
         assert self._before is not None
         if before is not None:
-            self.repeats = unchanged and self._before.same_as(before)
+            self.note(unchanged and self._before.same_as(before))
         self._place, self.samples = place, samples
 
     def forward(self, batch: tuple[Any, ...], step: Callable[[], Any], alone: bool) -> tuple[Any, Outcome | None]:
