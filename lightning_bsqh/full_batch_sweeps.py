@@ -269,7 +269,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             return self._run_trial(lambda: self._mean_loss(parts))
         if len(parts) == 1:
             return self._trial_with_graph(parts[0])
-        if self._adjoint.along and all(part.repeats for part in parts):
+        if self._adjoint.along and all(part.repeats for part in parts) and not _have_hooks(self._parameters()):
             return self._trial_with_adjoint(parts)
         return self._run_trial(lambda: self._mean_loss(parts))
 
@@ -346,3 +346,11 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         # Once may be a module that makes itself ready in its first pass; more often they will never be the same.
         hopeful = all(part.changes < 2 for part in self._parts)
         return outcomes if self._reuse and hopeful and len(outcomes) == len(self._outcomes) else None
+
+
+def _have_hooks(parameters: Iterable[Tensor]) -> bool:
+    """Whether anybody listens to the gradients of the parameters, who must not hear of a trial's.
+
+    The only places where torch keeps these hooks; they have underscores and no public twin.
+    """
+    return any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters)

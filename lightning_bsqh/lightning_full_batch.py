@@ -222,7 +222,7 @@ class LightningPart(LightningSweeps, Part):
             getattr(module, name)(*args, **kwargs)
         loss = outcome.loss
         if gradients is not None:
-            loss = _KnownGradient.apply(loss, gradients, *parameters)
+            loss = _KnownGradient.apply(loss.detach().requires_grad_(), gradients, parameters)
         return {**outcome.output, "loss": loss} if isinstance(outcome.output, Mapping) else loss
 
     @override
@@ -279,16 +279,23 @@ def _to_host(tensor: Tensor) -> Tensor | _OnHost:
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A loss whose backward gives the parameters gradients that are known."""
+    """A loss whose backward leaves gradients that are known in the parameters.
+
+    Put there directly, since they have been through the parameters' own hooks already.
+    """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+        ctx.known = list(zip(parameters, gradients, strict=True))
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if g is None else g * gradient[0] for g in ctx.gradients)
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        for parameter, known in ctx.known:
+            if known is not None:
+                known = known * gradient[0]
+                parameter.grad = known if parameter.grad is None else parameter.grad + known
+        return gradient[0], None, None
 
 
 class Log:

@@ -83,8 +83,16 @@ def test_loss_and_gradient_are_those_of_one_batch(size: int) -> None:
         torch.testing.assert_close(p.grad, gradient, rtol=0.0, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, {"metric": "rms"}, {"augmentation": Backtracking(1e-2, sigma=3.0, zeta=0.3)}])
-@pytest.mark.parametrize("size", [1, 7, 64, SAMPLES])
+REJECTIONS = {"augmentation": Backtracking(1e-2, sigma=3.0, zeta=0.3)}
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        *((size, {}) for size in (1, 7, 64, SAMPLES)),
+        *((size, options) for size in (7, SAMPLES) for options in ({"metric": "rms"}, REJECTIONS)),
+    ],
+)
 def test_same_trajectory_for_all_sizes(size: int, options: dict[str, Any]) -> None:
     objectives, weights = in_one_batch(**options)
     _, found, found_weights, _ = train(size, **options)
@@ -150,7 +158,6 @@ def test_several_micro_batches_take_the_adjoint_along_if_most_first_trials_are_a
 def test_several_micro_batches_go_forward_again_if_trials_are_rejected() -> None:
     # Every acceptance makes ε so small that the next trials fail.
     rule = Backtracking(epsilon=1.0, sigma=10.0, zeta=1e-3, schedule=False)
-    optimizer = train(32, iterations=0)[0]
     network = smooth_network()
     counts = Counts(network)
     optimizer = make(network, augmentation=rule, max_trials=20)
@@ -178,8 +185,7 @@ def test_after_a_rejection_nothing_is_evaluated_again(size: int) -> None:
 
 @pytest.mark.parametrize("size", [SAMPLES, 32])
 def test_reuse_changes_nothing(size: int) -> None:
-    rule = Backtracking(1e-2, sigma=3.0, zeta=0.3)
-    for options in ({}, {"augmentation": rule, "max_trials": 2}):
+    for options in ({}, {**REJECTIONS, "max_trials": 2}):
         _, objectives, weights, evaluations = train(size, **options)
         _, again, weights_again, more = train(size, reuse=False, **options)
         assert again == objectives
@@ -319,6 +325,14 @@ def test_batchnorm_keeps_the_statistics_of_one_forward_a_pass() -> None:
     torch.testing.assert_close(norm.running_mean, expected)
 
 
+def test_who_listens_to_gradients_hears_them_once_a_pass() -> None:
+    network = smooth_network()
+    heard: list[Tensor] = []
+    network[0].weight.register_hook(heard.append)
+    train(32, 4, network=network)
+    assert len(heard) == 4 * 3
+
+
 def test_adjoint_choice_is_the_cheaper_one() -> None:
     choice = AdjointChoice(memory=4)
     assert not choice.along  # nothing is known yet
@@ -375,7 +389,7 @@ def test_first_dimension() -> None:
     x = torch.zeros(5, 2)
     for batch in (x, [x, torch.zeros(7)], {"a": "text", "b": (torch.tensor(1.0), x)}, (3, [[], [x]])):
         assert first_dimension(batch) == 5
-    with pytest.raises(ValueError, match="type str cannot be told.*count_samples"):
+    with pytest.raises(ValueError, match=r"type str cannot be told.*count_samples"):
         first_dimension("text")
 
 
@@ -384,7 +398,7 @@ def test_first_dimension() -> None:
 
 def test_converges_below_kappa() -> None:
     network = smooth_network()
-    optimizer = make(network, kappa=1e-6, augmentation=Backtracking(epsilon=10.0, schedule=False))
+    optimizer = make(network, kappa=1e-5, augmentation=Backtracking(epsilon=10.0, schedule=False))
     taus = []
     while not optimizer.finished:
         optimizer.step(lambda batch: cross_entropy(network, *batch), batches=batches_of(32))
@@ -392,12 +406,12 @@ def test_converges_below_kappa() -> None:
         if optimizer.last_step.accepted:
             taus.append(optimizer.last_step.tau)
     assert optimizer.converged
-    assert taus[-1] < 1e-6
-    assert min(taus[:-1]) >= 1e-6
-    again = make(smooth_network(), kappa=1e-6)
+    assert taus[-1] < 1e-5
+    assert min(taus[:-1]) >= 1e-5
+    again = make(smooth_network(), kappa=1e-5)
     again.load_state_dict(optimizer.state_dict())
     assert again.converged
-    stricter = make(smooth_network(), kappa=1e-7)
+    stricter = make(smooth_network(), kappa=1e-6)
     stricter.load_state_dict(optimizer.state_dict())
     assert not stricter.converged
 
@@ -475,7 +489,7 @@ def test_options(options: dict[str, Any], error: type[Exception], words: list[st
 
 def test_batches_without_a_length() -> None:
     network = smooth_network()
-    with pytest.raises(TypeError, match="batches must have a length.*generator"):
+    with pytest.raises(TypeError, match=r"batches must have a length.*generator"):
         make(network).step(lambda batch: cross_entropy(network, *batch), batches=(b for b in batches_of(32)))
 
 
