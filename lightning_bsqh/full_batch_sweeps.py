@@ -61,11 +61,13 @@ class Part(ABC):
         samples: Its number of samples, 0 if there is no loss on it.
         repeats: Whether its data and the module were the same in the pass before; None in the first pass.
         changes: In how many passes in a row they were not.
+        is_repeatable: False once a trial has done something that nobody else can do again for it.
     """
 
     samples: int = 0
     repeats: bool | None = None
     changes: int = 0
+    is_repeatable: bool = True
 
     def note(self, repeats: bool) -> None:
         """Notes whether data and module are the same as in the pass before."""
@@ -186,7 +188,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         self.complete = False
         weights = self._weights()
         candidates = (self._at_trial, self._at_start)
-        self._known = next((k for k in candidates if k is not None and k.holds_at(weights)), None)
+        self._known = None
+        if all(part.is_repeatable for part in self._parts):
+            self._known = next((k for k in candidates if k is not None and k.holds_at(weights)), None)
         self._at_trial = self._at_start = None
 
     def next_part(self, make: Callable[[], P]) -> P:
@@ -286,7 +290,8 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def _trial_with_graph(self, part: P) -> float:
         with torch.enable_grad(), self._pooling():
             outcome = part.outcome()
-        if outcome.pure and outcome.loss.requires_grad:
+        part.is_repeatable &= outcome.pure
+        if outcome.pure:
             self._at_trial = Known(self._weights(), [outcome], None)
         return float(outcome.loss.detach())
 
@@ -313,6 +318,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             gradients = torch.autograd.grad(outcome.loss, trained, allow_unused=True)
             found = {id(p): g for p, g in zip(trained, gradients, strict=True) if g is not None}
         outcome.detach()
+        part.is_repeatable &= outcome.pure
         mean.add(float(outcome.loss), part.samples, [found.get(id(p)) for p in parameters])
         return outcome
 
@@ -344,7 +350,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         """The outcomes of this pass if another one at the same weights would give the same, as far as is known."""
         outcomes = [outcome for outcome in self._outcomes if outcome is not None and outcome.pure]
         # Once may be a module that makes itself ready in its first pass; more often they will never be the same.
-        hopeful = all(part.changes < 2 for part in self._parts)
+        hopeful = all(part.changes < 2 and part.is_repeatable for part in self._parts)
         return outcomes if self._reuse and hopeful and len(outcomes) == len(self._outcomes) else None
 
 

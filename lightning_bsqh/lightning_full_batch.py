@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -53,8 +52,8 @@ class LightningFullBatch(FullBatchSweeps["LightningPart"]):
         self._context = context
         self._options = options
         self._reduced_precision = reduced_precision
-        # Whether the pass has had all batches so far; not if it was resumed in the middle.
-        self._is_whole = False
+        # Whether the pass has had all batches so far; not if it was resumed in the middle. None before the first.
+        self._is_whole: bool | None = None
         self._is_last = False
         self._added = 0
         #: Whether training_step had a loss that never came with the closure.
@@ -101,7 +100,7 @@ class LightningFullBatch(FullBatchSweeps["LightningPart"]):
             if self.known_gradients() is None:
                 self._known = None
         elif len(self._outcomes) != place:
-            if self._is_whole or not self._outcomes:
+            if self._is_whole is not False:
                 rank_zero_warn(
                     f"A pass over the data began with batch {place} (a run resumed within an epoch?): it is used for"
                     " no iteration, the next one will be."
@@ -245,13 +244,14 @@ class LightningPart(LightningSweeps, Part):
                 if callable(trial_loss):
                     return Outcome(check_loss(trial_loss(batch[0], self._place), "trial_loss", adjoint=False), False)
                 output = self._module.training_step(*batch)
+            self.is_repeatable &= not log.went_outside
             loss = loss_of(output)
             if loss is None:
                 return Outcome(torch.tensor(float("nan")), False)
             loss = check_loss(loss, "training_step", adjoint=keep)
             if not keep:
                 return Outcome(loss, False)
-            pure = not log.went_outside and self._start.same_as(RandomState.capture(self._devices))
+            pure = self.is_repeatable and self._start.same_as(RandomState.capture(self._devices))
             return Outcome(loss, pure, self._before.again(), output, log.calls)
 
     def _on_device(self) -> tuple[Any, ...]:
@@ -263,15 +263,15 @@ class LightningPart(LightningSweeps, Part):
         return _versions(self._batch) == self._kept_versions and same(batch, self._on_device())
 
 
-@dataclass(frozen=True)
 class _OnHost:
     """A tensor that has to go back to its device before it is used."""
 
-    values: Tensor
-    device: torch.device
+    def __init__(self, values: Tensor, device: torch.device) -> None:
+        self._values = values
+        self._device = device
 
     def on_device(self) -> Tensor:
-        return self.values.to(self.device)
+        return self._values.to(self._device)
 
 
 def _to_host(tensor: Tensor) -> Tensor | _OnHost:
