@@ -168,9 +168,12 @@ class LightningPart(LightningSweeps, Part):
             samples: Its number of samples.
             compare: Whether it is worth knowing if this is the same as in the last pass.
         """
-        before = self._before
+        before, held = self._before, self._batch
         unchanged = before is not None and compare and not self._batch_is_lost and self._holds(batch)
         self.begin(batch)
+        if unchanged:
+            # The same in the place where it has to wait; a forward replaces it.
+            self._batch = held
         assert self._before is not None
         if before is not None:
             self.note(unchanged and self._before.same_as(before))
