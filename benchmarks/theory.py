@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import math
 import sys
 import time
@@ -210,6 +211,7 @@ def run_in_trainer(
     module: InTrainer, loader: DataLoader[Any], iterations: int, before: Callable[[int], None], after: Any
 ) -> None:
     """All iterations, each one an epoch of a Trainer."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = L.Trainer(
         accelerator="cpu",
         strategy=BSQHStrategy(),
