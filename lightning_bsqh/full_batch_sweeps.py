@@ -90,13 +90,19 @@ class Known:
         weights: All parameters that the loss may depend on; they hold the point.
         outcomes: One for each micro-batch.
         gradients: −G of the whole data. None if there is one micro-batch, whose graph is still there.
+        is_final: Whether the gradients have been through the hooks that may change them, as after an ordinary backward.
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], outcomes: Sequence[Outcome], gradients: Sequence[Tensor | None] | None
+        self,
+        weights: Sequence[Tensor],
+        outcomes: Sequence[Outcome],
+        gradients: Sequence[Tensor | None] | None,
+        is_final: bool = False,
     ) -> None:
         self.outcomes = outcomes
         self.gradients = gradients
+        self.is_final = is_final
         self._point = [w.detach().clone() for w in weights]
         self._trained = [w.requires_grad for w in weights]
         # The counter that autograd itself checks before it uses a parameter again.
@@ -224,7 +230,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         if loss is None:
             part.samples = 0
         else:
-            self._mean.add(loss, part.samples, [p.grad for p in self._parameters()])
+            known = self._known
+            final = known.gradients if known is not None and known.is_final else None
+            self._mean.add(loss, part.samples, final or [p.grad for p in self._parameters()])
         outcome = self._outcomes[-1]
         if outcome is not None:
             outcome.detach()
@@ -246,7 +254,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             p.grad = None if gradient is None else gradient.clone()
         outcomes = self._pure_outcomes()
         if outcomes is not None:
-            self._at_start = Known(self._weights(), outcomes, self._mean.gradients)
+            self._at_start = Known(self._weights(), outcomes, self._mean.gradients, is_final=True)
         return torch.tensor(self._mean.loss, dtype=torch.float64)
 
     def known_gradients(self) -> Sequence[Tensor | None] | None:

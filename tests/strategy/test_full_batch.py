@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, Cardinality, lightning_full_batch
@@ -311,6 +311,52 @@ class Annealed(Classes):
 def test_a_changed_attribute_is_noticed(fit: Any, size: int) -> None:
     weights = [weights_of(fit(size, Annealed(), 9, reuse=reuse)[1]) for reuse in (True, False)]
     assert_same(weights[0], weights[1])
+
+
+class Halving(Classes):
+    """Changes its gradients after every backward."""
+
+    @override
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        for p in self.parameters():
+            assert p.grad is not None
+            p.grad.mul_(0.5)
+
+
+@pytest.mark.parametrize("size", [SAMPLES, 32])
+@pytest.mark.parametrize("rule", [None, Backtracking(1e-2, sigma=3.0, zeta=0.3)], ids=["accepted", "rejections"])
+def test_hooks_that_change_gradients_do_so_once(fit: Any, size: int, rule: Any) -> None:
+    options = {"augmentation": rule, "max_trials": 2}
+    weights = [weights_of(fit(size, Halving(), 9, reuse=reuse, **options)[1]) for reuse in (True, False)]
+    assert_same(weights[0], weights[1])
+
+
+class Drifting(Dataset):  # type: ignore[type-arg]
+    """Whose last samples change in the fifth epoch."""
+
+    def __init__(self, first_changed: int) -> None:
+        self.x, self.y = data(SAMPLES)
+        self.first_changed = first_changed
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    @override
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        changed = index >= self.first_changed and self.reads > 4 * SAMPLES
+        return (0.5 if changed else 1.0) * self.x[index], self.y[index]
+
+
+@pytest.mark.parametrize("first_changed", [0, 40, 95])
+def test_data_that_change_within_a_pass(fit: Any, first_changed: int) -> None:
+    runs = [fit(DataLoader(Drifting(first_changed), batch_size=32), epochs=8, reuse=reuse) for reuse in (True, False)]
+    for a, b in zip(runs[0][1].parameters(), runs[1][1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-12)
+    assert runs[0][2].evaluations[3] == (3, 3)
+    assert runs[0][2].evaluations[4][0] > 3
 
 
 class WritesIntoBatch(Classes):
