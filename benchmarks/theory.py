@@ -1,13 +1,14 @@
 """What the method promises, against what it does: full-batch and mini-batch bSQH in float64 on a smooth network.
 
-    python benchmarks/theory.py [--iterations 3000] [--hidden 3] [--output runs/theory]
+    python benchmarks/theory.py [--iterations 3000] [--hidden 3] [--micro-batch N] [--output runs/theory]
 
 A tanh network 6-3-3 with cross-entropy on 512 made-up samples, D = 1, Backtracking, with and without L0. It is that
 small so that the residual gets beyond its first slow phase in so few iterations; its rate depends on the problem, see
 --hidden 6.
 Written: theory.csv (what is promised, what was measured, whether it held), theory_curves.csv and theory.png. The exit
 status is 1 if a promise was broken. What is "observed" carries no promise: with mini-batches every promise is about
-the batch at hand, and the objective and the residual on the whole data may go anywhere.
+the batch at hand, and the objective and the residual on the whole data may go anywhere. With --micro-batch the
+full-batch runs go through a Trainer with BSQHStrategy(batch_mode="full") and batches of N samples.
 
 The Lipschitz constant Λ of ∇L_B is the largest |eigenvalue| of the Hessian, by power iteration on Hessian-vector
 products, seen at five points each of segments [w, û] of trials: those of every 20th iteration, and in the end, at 21
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import math
 import sys
 import time
@@ -26,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -33,8 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsqh import L0, Backtracking, BSQHOptimizer, PMPResidual, Regularizer, pmp_residual
+from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, PMPResidual, Regularizer, pmp_residual
 from lightning_bsqh.augmentation import Trial
 
 SAMPLES, BATCH = 512, 64
@@ -175,13 +179,69 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         p.copy_(value)
 
 
-def train(name: str, full: bool, regularizer: Regularizer, iterations: int, hidden: int) -> Run:
+class InTrainer(L.LightningModule):
+    """The problem as a module of Lightning, whose optimizer is handed in."""
+
+    def __init__(self, network: nn.Module, optimizer: BSQHOptimizer) -> None:
+        super().__init__()
+        self.network = network
+        self._optimizer = optimizer
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> BSQHOptimizer:
+        return self._optimizer
+
+
+class AroundIterations(L.Callback):
+    """Calls before and after every iteration with its number."""
+
+    def __init__(self, before: Callable[[int], None], after: Callable[[int], None]) -> None:
+        self._before, self._after = before, after
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._before(trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._after(trainer.current_epoch)
+
+
+def run_in_trainer(
+    module: InTrainer, loader: DataLoader[Any], iterations: int, before: Callable[[int], None], after: Any
+) -> None:
+    """All iterations, each one an epoch of a Trainer."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy=BSQHStrategy(),
+        max_epochs=iterations,
+        callbacks=[AroundIterations(before, after)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+
+
+def train(
+    name: str, full: bool, regularizer: Regularizer, iterations: int, hidden: int, micro_batch: int | None = None
+) -> Run:
     network, x, y = problem(hidden)
     parameters = list(network.parameters())
     weights = [p for p in parameters if p.dim() >= 2]
     rule = WatchedBacktracking(EPSILON, sigma=SIGMA, zeta=ZETA, schedule=False)
+    in_trainer = full and micro_batch is not None
     optimizer = BSQHOptimizer(
-        network, regularizer=regularizer, augmentation=rule, metric="euclidean", eta=ETA, max_trials=100
+        network,
+        regularizer=regularizer,
+        augmentation=rule,
+        metric="euclidean",
+        eta=ETA,
+        max_trials=100,
+        batch_mode="full" if in_trainer else "mini",
+        kappa=0.0,
     )
     run = Run(name, full)
     segments: list[Segment] = []
@@ -209,27 +269,40 @@ def train(name: str, full: bool, regularizer: Regularizer, iterations: int, hidd
     generator = torch.Generator().manual_seed(3)
     certified = _logarithmic(iterations)
     run.objectives.append(objective(everything))
-    for k in range(iterations):
+    loss, start, objective_before = everything, _copy(parameters), math.nan
+
+    def before(k: int) -> None:
+        nonlocal loss, start, objective_before
         batch = slice(None) if full else torch.randperm(SAMPLES, generator=generator)[:BATCH]
         loss, start = loss_on(batch), _copy(parameters)
         segments.clear()
         if k in certified:
             run.certificate = _certify(network, everything, regularizer)
             run.residuals[k + 1] = run.certificate.total
-        before = objective(loss)
-        optimizer.step(loss)
+        objective_before = objective(loss)
+
+    def after(k: int) -> None:
         report = optimizer.last_step
         assert report is not None
-        after = objective(loss)
+        objective_after = objective(loss)
         run.taus.append(report.tau)
-        run.batch_decreases.append(before - after)
+        run.batch_decreases.append(objective_before - objective_after)
         if report.accepted:
-            run.rises.append(after - before)
+            run.rises.append(objective_after - objective_before)
             run.gains.append(report.hamiltonian_gain)
-        run.objectives.append(after if full else objective(everything))
+        run.objectives.append(objective_after if full else objective(everything))
         if k % STRIDE == 0:
             curvatures = [largest_curvature(parameters, segment, power, 5) for segment in segments]
             run.lipschitz = max([run.lipschitz, *curvatures])
+
+    if in_trainer:
+        loader = DataLoader(TensorDataset(x, y), batch_size=micro_batch)
+        run_in_trainer(InTrainer(network, optimizer), loader, iterations, before, after)
+    else:
+        for k in range(iterations):
+            before(k)
+            optimizer.step(loss)
+            after(k)
     if worst is not None:
         run.lipschitz = max(run.lipschitz, largest_curvature(parameters, worst, power, 21))
     run.certificate = _certify(network, everything, regularizer)
@@ -361,12 +434,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--iterations", type=int, default=3000, help="per run, at least 10")
     parser.add_argument("--hidden", type=int, default=3, help="width of the hidden layer")
+    parser.add_argument("--micro-batch", type=int, help="full-batch runs through a Trainer, in batches of so many")
     parser.add_argument("--output", type=Path, default=Path("runs/theory"), help="folder for tables and figure")
     options = parser.parse_args(arguments)
     if options.iterations < 10:
         parser.error(f"--iterations must be at least 10, got {options.iterations}")
     if options.hidden < 1:
         parser.error(f"--hidden must be at least 1, got {options.hidden}")
+    if options.micro_batch is not None and options.micro_batch < 1:
+        parser.error(f"--micro-batch must be at least 1, got {options.micro_batch}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -378,6 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 regularizer,
                 options.iterations,
                 options.hidden,
+                options.micro_batch,
             )
             for full in (True, False)
             for label, regularizer in (("no R", L0(0.0)), ("L0", L0(RHO)))

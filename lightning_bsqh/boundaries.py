@@ -70,10 +70,12 @@ class Recorded:
         module: The module that was called.
         call: The call with its inputs, None if they were not asked for.
         gradients: ∂L/∂x_{l+1} for every floating tensor of the output, None where the loss does not depend on it.
+        part: Number of the micro-batch.
     """
 
     module: nn.Module
     call: Call | None
+    part: int = 0
     gradients: list[Tensor | None] = dataclasses.field(default_factory=list)
 
     @property
@@ -108,14 +110,23 @@ class Boundaries:
         self._devices = sorted(set(devices), key=str)
         self._calls: dict[int, list[Recorded]] = {}
         self._unusable: set[int] = set()
+        self._part = 0
+        self._shares: list[float] = []
         self._handles: list[Any] = []
         #: What a module has to run in, such as the precision's autocast; set by whoever does the sweeps.
         self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def start(self) -> None:
-        """Records from now on, the forward sweep; forgets what was recorded before."""
+    def start(self, fresh: bool = True) -> None:
+        """Records a forward sweep from now on.
+
+        Args:
+            fresh: Whether to forget what was recorded before; otherwise this is the next micro-batch.
+        """
         self.stop()
-        self.clear()
+        if fresh:
+            self.clear()
+        else:
+            self._part += 1
         for layer in self._layers:
             for module in layer.modules:
                 pending: list[Recorded] = []
@@ -134,6 +145,12 @@ class Boundaries:
         """Forgets states and adjoints, so that their memory is free between iterations."""
         self._calls = {}
         self._unusable = set()
+        self._part = 0
+        self._shares = []
+
+    def weigh(self, shares: Sequence[float]) -> None:
+        """Says how much the loss of each micro-batch counts in the loss of the whole data, 1 without it."""
+        self._shares = list(shares)
 
     def calls(self, layer: Layer) -> list[Recorded]:
         """The calls of a layer that the loss depends on, in their order; empty if the layer cannot be run alone.
@@ -155,7 +172,10 @@ class Boundaries:
     def alignment(self, layer: Layer) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ over all calls of the layer, at its present parameters u."""
         with self.context():
-            return math.fsum(recorded.again().alignment() for recorded in self.calls(layer))
+            return math.fsum(
+                (self._shares[recorded.part] if self._shares else 1.0) * recorded.again().alignment()
+                for recorded in self.calls(layer)
+            )
 
     def call_at(self, recorded: Recorded, args: Any, kwargs: Any) -> Call:
         """The recorded adjoint at other inputs, from the module and the generators as they are now."""
@@ -169,7 +189,7 @@ class Boundaries:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             # Copies: what follows in the network may write into them.
             call = Call(module, detached(args), detached(kwargs), self._devices) if keep else None
-            pending.append(Recorded(module, call))
+            pending.append(Recorded(module, call, self._part))
 
         return hook
 
@@ -201,12 +221,12 @@ class Boundaries:
 
 
 @contextmanager
-def recording(boundaries: Boundaries | None) -> Iterator[None]:
-    """Records during a forward sweep; nothing to do if there is nothing to record."""
+def recording(boundaries: Boundaries | None, fresh: bool = True) -> Iterator[None]:
+    """Records during a forward sweep, see :meth:`Boundaries.start`; nothing to do if there is nothing to record."""
     if boundaries is None:
         yield
         return
-    boundaries.start()
+    boundaries.start(fresh)
     try:
         yield
     finally:

@@ -57,6 +57,16 @@ class RandomState:
             else:
                 torch.mps.set_rng_state(state)
 
+    def same_as(self, other: RandomState) -> bool:
+        """Whether no generator has drawn a number between the two."""
+        numpy = self.numpy is None or _same_numpy(self.numpy, other.numpy)
+        plain = numpy and self.python == other.python and self.devices.keys() == other.devices.keys()
+        return (
+            plain
+            and torch.equal(self.cpu.get_state(), other.cpu.get_state())
+            and all(torch.equal(state, other.devices[name]) for name, state in self.devices.items())
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """The same in plain types and tensors, so that a checkpoint of it loads with ``weights_only=True``."""
         state: dict[str, Any] = {"python": self.python, "cpu": self.cpu.get_state(), "devices": dict(self.devices)}
@@ -132,6 +142,18 @@ class ModuleState:
         for attributes in self._attributes:
             attributes.restore()
 
+    def same_as(self, other: ModuleState) -> bool:
+        """Whether the modules were in the same state both times, as far as it is remembered here.
+
+        In doubt, for instance about an object of a kind that cannot be compared, the answer is no.
+        """
+        if len(self._buffers) != len(other._buffers) or len(self._attributes) != len(other._attributes):
+            return False
+        buffers = zip(self._buffers, other._buffers, strict=True)
+        return all(b is c and same(v, w) for (b, v), (c, w) in buffers) and all(
+            mine.same_as(others) for mine, others in zip(self._attributes, other._attributes, strict=True)
+        )
+
 
 class _Attributes:
     """The instance attributes of one module, to be put back. Made for every module at every trial, so kept quick."""
@@ -166,6 +188,14 @@ class _Attributes:
         for value, content in self._contents:
             _refill(value, content)
 
+    def same_as(self, other: _Attributes) -> bool:
+        return self._owner is other._owner and same(self._held(), other._held())
+
+    def _held(self) -> dict[str, Any]:
+        """The attributes with what was in them at the time, by name."""
+        contents = {id(value): content for value, content in self._contents}
+        return {name: contents.get(id(value), value) for name, value in self._values.items()}
+
 
 def _refill(value: Any, content: Any) -> None:
     """Puts the contents of one mutable object back."""
@@ -188,6 +218,22 @@ def _refill(value: Any, content: Any) -> None:
 def _identical(first: dict[Any, Any], second: dict[Any, Any]) -> bool:
     """Whether two dicts of the same keys hold the very same objects in the same order; == would compare tensors."""
     return all(map(operator.is_, first.values(), second.values()))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two nests of tensors and plain values are equal, to the bit; objects of other kinds only if identical."""
+    if first is second:
+        return True
+    if isinstance(first, Tensor):
+        alike = isinstance(second, Tensor) and first.dtype == second.dtype and first.device == second.device
+        return alike and torch.equal(first, second)
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return isinstance(first, (int, float, str, bytes, set, torch.device)) and bool(first == second)
 
 
 #: What a bare module keeps for itself and no forward assigns to, except its buffers.

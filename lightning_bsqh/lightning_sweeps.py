@@ -58,7 +58,7 @@ class LightningSweeps(Sweeps):
         self._start = RandomState.capture(self._devices)
         self._before = ModuleState(self._module)
         if self.boundaries is not None:
-            self.boundaries.context = self._outside_training_step
+            self.boundaries.context = self.outside_training_step
             self.boundaries.start()
 
     def end(self, batch: tuple[Any, ...], has_loss: bool) -> None:
@@ -106,7 +106,7 @@ class LightningSweeps(Sweeps):
         self._has_loss = False
 
     @contextmanager
-    def _outside_training_step(self) -> Iterator[None]:
+    def outside_training_step(self) -> Iterator[None]:
         """What a layer has to run in by itself."""
         assert self._before is not None
         with silence(self._module, self._before.modules), self._context():
@@ -118,7 +118,7 @@ class LightningSweeps(Sweeps):
         batch = _copy(self._batch, tensors=bool(self._writes_batch))
         with (
             without_trace(self._module, self._start, self._before, self._devices),
-            self._outside_training_step(),
+            self.outside_training_step(),
         ):
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):

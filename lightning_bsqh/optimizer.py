@@ -16,6 +16,8 @@ from typing_extensions import override
 from lightning_bsqh._validation import choice, integer, number
 from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
 from lightning_bsqh.boundaries import Boundaries
+from lightning_bsqh.closure_full_batch import ClosureFullBatch
+from lightning_bsqh.full_batch import make_full_batch
 from lightning_bsqh.gauss_seidel import GaussSeidel
 from lightning_bsqh.iteration import Candidate, Iteration
 from lightning_bsqh.layers import Layer, LayerChoice, find_layers
@@ -83,6 +85,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
         layers: Which modules are the layers, see :func:`~lightning_bsqh.layers.find_layers`.
         sweep: ``"jacobi"`` updates all layers from the same states; ``"gauss-seidel"`` one after the other inside
             the trial sweep (method §5).
+        batch_mode: ``"mini"``, one iteration per batch, or ``"full"``, one iteration on the whole data in
+            micro-batches (method §5).
+        kappa: κ ≥ 0 of full-batch mode: :attr:`converged` when an accepted τ is less.
+        max_iterations: Full-batch mode: :attr:`finished` after so many iterations; also ``total_steps``, if that
+            is None. None for no limit.
+        count_samples: Full-batch mode: number of samples in a micro-batch, by which its mean loss is weighted. None
+            takes the first dimension of its first tensor.
+        reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same.
+            Turn it off if the loss depends on something that neither shows, such as the number of the epoch.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -104,7 +115,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
         total_steps: int | None = None,
         layers: LayerChoice = "leaf",
         sweep: str = "jacobi",
+        batch_mode: str = "mini",
+        kappa: float = 1e-9,
+        max_iterations: int | None = None,
+        count_samples: Callable[[Any], int] | None = None,
+        reuse: bool = True,
     ) -> None:
+        #: The options of full-batch mode, None in mini-batch mode.
+        self.full_batch = make_full_batch(batch_mode, kappa, max_iterations, count_samples, reuse)
+        total_steps = max_iterations if total_steps is None else total_steps
         self.eta = number("eta", eta, low=0.0)
         self.max_trials = integer("max_trials", max_trials, low=1)
         self.total_steps = None if total_steps is None else integer("total_steps", total_steps, low=1)
@@ -120,6 +139,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.last_step: StepReport | None = None
         self._step = 0
         self._evaluated = False
+        # τ of the last accepted step, for the stopping test.
+        self._accepted_tau = math.inf
         self._names: dict[int, str] = {}
         self._regularized: set[int] = set()
         self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
@@ -133,7 +154,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
                 if name in layer.regularized:
                     self._regularized.add(id(parameter))
         super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon})
-        self._closure_sweeps = ClosureSweeps(self._parameters(), params if isinstance(params, nn.Module) else None)
+        module = params if isinstance(params, nn.Module) else None
+        self._closure_sweeps = ClosureSweeps(self._parameters(), module)
+        self._full_batch_sweeps = (
+            ClosureFullBatch(self._parameters, module, self.full_batch) if self.full_batch is not None else None
+        )
         self._layers = _located(found)
         self._checked = [(layer, at) for layer, at in self._layers if layer.can_be_run and not layer.is_affine]
         recorded = [layer for layer, _ in (self._checked if sweep == "jacobi" else self._layers)]
@@ -144,6 +169,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         if sweep == "gauss-seidel":
             if self._boundaries is None or not any(layer.modules for layer in found):
                 raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
+            if self.full_batch is not None:
+                raise ValueError(
+                    "sweep='gauss-seidel' cannot be used with batch_mode='full', where a layer would be updated before"
+                    " the other micro-batches have reached it: use sweep='jacobi', or batch_mode='mini' with all data"
+                    " in one batch."
+                )
             self.regularizer.check_separable()
             self._gauss_seidel = GaussSeidel(self._layers, self._boundaries)
 
@@ -153,6 +184,18 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def iterations(self) -> int:
         """Number of iterations done, skipped ones included."""
         return self._step
+
+    @property
+    def converged(self) -> bool:
+        """Full-batch mode: whether τ of the last accepted step was less than κ, with all constraints met in full."""
+        # As long as a ramp tightens, a short step does not mean that the training is over.
+        return self.full_batch is not None and self._accepted_tau < self.full_batch.kappa and self.meets_constraint()
+
+    @property
+    def finished(self) -> bool:
+        """Whether to stop: converged, or ``max_iterations`` done (full-batch mode)."""
+        limit = None if self.full_batch is None else self.full_batch.max_iterations
+        return self.converged or (limit is not None and self._step >= limit)
 
     def parameter_name(self, parameter: Tensor) -> str:
         """The full name of a parameter, such as ``"conv1.weight"``."""
@@ -223,6 +266,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         state["bsqh"] = {
             "step": self._step,
             "skipped": self.skipped,
+            "accepted_tau": self._accepted_tau,
             "augmentation": self.augmentation.state_dict(),
         }
         return state
@@ -238,33 +282,44 @@ class BSQHOptimizer(torch.optim.Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "bsqh"})
         self._step = int(own["step"])
         self.skipped = int(own["skipped"])
+        self._accepted_tau = float(own.get("accepted_tau", math.inf))
         self.augmentation.load_state_dict(own["augmentation"])
         self._evaluated = self._step > 0
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, sweeps: Sweeps | None = None
+        self,
+        closure: Callable[..., Any] | None = None,
+        *,
+        batches: Iterable[Any] | None = None,
+        sweeps: Sweeps | None = None,
     ) -> Tensor | None:
-        """One iteration on one batch.
+        """One iteration on one batch; in full-batch mode on the whole data.
 
         Args:
             closure: Computes and returns the loss L_B; it does not call backward. It is called again for
-                every trial.
+                every trial. With ``batches`` it gets one of them and returns the mean loss over that one.
+            batches: Full-batch mode: the micro-batches, with a length. They are kept until the next step. None if
+                the closure, called without an argument, returns the loss over the whole data.
             sweeps: How the sweeps are done; None calls ``closure`` for each of them.
 
         Returns:
             The loss L_B(w) before the step, detached; None if the sweeps found nothing to do.
 
         Raises:
-            ValueError: If there is no closure, total_steps is missing for a ramp, or the first loss is not finite.
+            TypeError: If ``batches`` has no length.
+            ValueError: If there is no closure, batches are empty or for the other mode, total_steps is missing for a
+                ramp, or the first loss is not finite.
         """
         if closure is None:
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
-        sweeps = sweeps or self._closure_sweeps
+        sweeps = sweeps or self._own_sweeps(batches)
         sweeps.boundaries = self._boundaries
         sweeps.on_batch(closure)
         loss = sweeps.forward_adjoint()
+        if not sweeps.complete:
+            return loss
         value = math.nan if loss is None else float(loss)
         if loss is not None and not math.isfinite(value) and not self._evaluated:
             raise ValueError(
@@ -279,6 +334,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
             self._boundaries.clear()
         self._step += 1
         return loss
+
+    def _own_sweeps(self, batches: Iterable[Any] | None) -> Sweeps:
+        if self._full_batch_sweeps is not None:
+            self._full_batch_sweeps.hand_over(batches)
+            return self._full_batch_sweeps
+        if batches is not None:
+            raise ValueError("batches is for batch_mode='full': choose that mode, or call step for every batch.")
+        return self._closure_sweeps
 
     # ------------------------------------------------------------------ the iteration
 
@@ -380,6 +443,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             tightened=iteration.tightened,
             hamiltonian_gain=candidate.gain(epsilon),
         )
+        self._accepted_tau = candidate.tau if accepted else self._accepted_tau
         for group in self.param_groups:
             group["lr"] = 0.5 / epsilon
 

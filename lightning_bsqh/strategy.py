@@ -24,6 +24,7 @@ from lightning_bsqh._validation import choice
 from lightning_bsqh.augmentation import Augmentation
 from lightning_bsqh.isolation import RandomState
 from lightning_bsqh.layers import check_layers, find_layers
+from lightning_bsqh.lightning_full_batch import LightningFullBatch
 from lightning_bsqh.lightning_sweeps import LightningSweeps, loss_of
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import Regularizer
@@ -51,10 +52,19 @@ class BSQHStrategy(SingleDeviceStrategy):
         max_trials: Largest number of trial sweeps per batch.
         regularize: Name patterns of the layers and parameters that R acts on; None takes all weights. Not together
             with a ``regularizer`` by patterns.
-        total_steps: Length of the training in batches. None asks the Trainer.
+        total_steps: Length of the training in iterations. None asks the Trainer.
         layers: Which modules are the layers: ``"leaf"``, every module with parameters of its own; name patterns
             such as ``["network.block*"]``; or a predicate of name and module.
         sweep: ``"jacobi"`` or ``"gauss-seidel"``.
+        batch_mode: ``"mini"``, one iteration per batch, or ``"full"``, one iteration per epoch on the whole data,
+            whose batches are micro-batches then (method §5). The batches of one epoch are held in memory.
+        kappa: Full-batch mode: stop when an accepted τ is less than this κ ≥ 0.
+        max_iterations: Full-batch mode: stop after so many iterations; also ``total_steps``, if that is None. None
+            leaves it to the Trainer's ``max_epochs``.
+        count_samples: Full-batch mode: a function that tells the number of samples in a batch, by which its loss is
+            weighted. None takes the first dimension of its first tensor.
+        reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same. Turn
+            it off if training_step depends on something that neither shows, such as ``self.current_epoch``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
@@ -78,6 +88,11 @@ class BSQHStrategy(SingleDeviceStrategy):
         total_steps: int | None = None,
         layers: str | Sequence[str] | Callable[[str, nn.Module], bool] = "leaf",
         sweep: str = "jacobi",
+        batch_mode: str = "mini",
+        kappa: float = 1e-9,
+        max_iterations: int | None = None,
+        count_samples: Callable[[Any], int] | None = None,
+        reuse: bool = True,
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
@@ -91,6 +106,11 @@ class BSQHStrategy(SingleDeviceStrategy):
             "eta": eta,
             "max_trials": max_trials,
             "total_steps": total_steps,
+            "batch_mode": batch_mode,
+            "kappa": kappa,
+            "max_iterations": max_iterations,
+            "count_samples": count_samples,
+            "reuse": reuse,
         }
         check_layers(layers)
         self._layers = layers
@@ -109,7 +129,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         # Patterns can be matched only when there are names.
         stand_in = {**self._options, "regularizer": None} if by_name else self._options
         BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **stand_in)
-        self._sweeps: LightningSweeps | None = None
+        self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._resumed_random: RandomState | None = None
 
@@ -236,7 +256,15 @@ class BSQHStrategy(SingleDeviceStrategy):
         self.optimizers = [optimizer]
         self.lr_scheduler_configs = []
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
-        self._sweeps = LightningSweeps(module, self.precision_plugin.train_step_context, reduced)
+        context = self.precision_plugin.train_step_context
+        if optimizer.full_batch is not None:
+
+            def parameters() -> list[Tensor]:
+                return [p for group in optimizer.param_groups for p in group["params"]]
+
+            self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
+        else:
+            self._sweeps = LightningSweeps(module, context, reduced)
 
     def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
         layers = find_layers(module, self._regularize, self._layers)
@@ -254,23 +282,44 @@ class BSQHStrategy(SingleDeviceStrategy):
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
         optimizer = self._optimizer
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        batches_per_iteration = self._batches_per_iteration(trainer)
         if optimizer.total_steps is None:
-            assert self.lightning_module is not None
-            steps = self.lightning_module.trainer.estimated_stepping_batches
+            steps = trainer.estimated_stepping_batches
             if 0 < steps < float("inf"):
                 # Of a training that goes on, a new optimizer sees only what is left.
-                done = self.lightning_module.trainer.global_step - optimizer.iterations
-                optimizer.set_total_steps(max(int(steps) - done, 1))
+                done = trainer.global_step // batches_per_iteration - optimizer.iterations
+                optimizer.set_total_steps(max(int(steps) // batches_per_iteration - done, 1))
             elif optimizer.has_default_regularizer:
                 rank_zero_warn(
                     "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
                     " instead of a ramp of the sparsity; give max_steps to the Trainer or total_steps to BSQHStrategy."
                 )
         optimizer.check_ready()
+        # A training that had finished is resumed.
+        trainer.should_stop = trainer.should_stop or optimizer.finished
+
+    def _batches_per_iteration(self, trainer: pl.Trainer) -> int:
+        if self._optimizer.full_batch is None:
+            return 1
+        batches = trainer.num_training_batches
+        if batches == float("inf"):
+            raise MisconfigurationException(
+                "batch_mode='full' needs training data of known length, but the data loader has none"
+                f" ({type(trainer.train_dataloader).__name__}): an iteration is one pass over all batches. Give the"
+                " data set a __len__, or the Trainer limit_train_batches=N, or use batch_mode='mini'."
+            )
+        return max(int(batches), 1)
 
     @override
     def on_train_end(self) -> None:
         super().on_train_end()
+        if isinstance(self._sweeps, LightningFullBatch) and self._sweeps.is_within_pass:
+            rank_zero_warn(
+                "The training ended within a pass over the data, which batch_mode='full' does not use: give max_epochs"
+                " to the Trainer or max_iterations to BSQHStrategy instead of max_steps."
+            )
         if not self._optimizer.meets_constraint():
             rank_zero_warn(
                 f"The training ended before {self._optimizer.regularizer!r} was met:"
@@ -290,6 +339,14 @@ class BSQHStrategy(SingleDeviceStrategy):
                 # uninterrupted run did not draw.
                 self._resumed_random.restore()
             self._resumed_random = None
+        if isinstance(self._sweeps, LightningFullBatch):
+            trainer, step = self.lightning_module.trainer, super().training_step  # type: ignore[union-attr]
+            return self._sweeps.forward_sweep(
+                (*args, *kwargs.values()),
+                trainer.fit_loop.batch_idx,
+                trainer.is_last_batch,
+                lambda: step(*args, **kwargs),
+            )
         self._sweeps.begin((*args, *kwargs.values()))
         output = super().training_step(*args, **kwargs)
         loss = loss_of(output)
@@ -315,6 +372,8 @@ class BSQHStrategy(SingleDeviceStrategy):
                     "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
                     " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
                 )
+            if self._optimizer.finished:
+                self.lightning_module.trainer.should_stop = True  # type: ignore[union-attr]
             return loss
         finally:
             self._sweeps.release()

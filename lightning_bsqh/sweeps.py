@@ -25,6 +25,9 @@ class Sweeps(ABC):
         devices: Where the network lives.
     """
 
+    #: Whether the forward and adjoint sweep has seen all its data; in full-batch mode it comes in pieces.
+    complete: bool = True
+
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = sorted(set(devices), key=str)
         self._closure: Callable[[], Tensor | None] | None = None

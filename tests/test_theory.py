@@ -44,6 +44,15 @@ def test_runs_in_reduced_mode(theory: ModuleType, tmp_path: Path, capsys: pytest
     assert (tmp_path / "theory.png").stat().st_size > 10_000
 
 
+def test_the_trainer_takes_the_same_way(theory: ModuleType) -> None:
+    regularizer = theory.L0(theory.RHO)
+    runs = [theory.train("run", True, regularizer, 40, 3, size) for size in (None, 512, 100)]
+    for run in runs[1:]:
+        assert run.objectives == pytest.approx(runs[0].objectives, abs=1e-10)
+        assert run.epsilons == pytest.approx(runs[0].epsilons, abs=1e-10)
+        assert all(check.holds is not False for check in theory.checks(run))
+
+
 def test_says_when_a_promise_is_broken(
     theory: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ class AugmentationMonitor(L.Callback):
     ``bsqh/trials``, ``bsqh/accepted`` (1 or 0) and ``bsqh/skipped`` (the number of batches skipped so
     far). The values are those of :class:`~lightning_bsqh.optimizer.StepReport`; objective (after the
     step) and decrease are in the units of the loss. Loggers get what falls on a multiple of the
-    Trainer's ``log_every_n_steps``, too.
+    Trainer's ``log_every_n_steps``, too; in full-batch mode, where an epoch is one iteration, they get every iteration.
 
     Args:
         every_n_steps: Log every so many iterations, at least 1.
@@ -39,6 +39,7 @@ class AugmentationMonitor(L.Callback):
         self.prog_bar = prog_bar
         self.accepted_trials = 0
         self.rejected_trials = 0
+        self._counted: StepReport | None = None
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,12 +59,18 @@ class AugmentationMonitor(L.Callback):
         report = optimizer.last_step
         if report is None:
             return
-        self.accepted_trials += report.accepted
-        self.rejected_trials += report.trials - report.accepted
-        if trainer.global_step % self.every_n_steps == 0:
+        full_batch = optimizer.full_batch is not None
+        # Of all batches of a full-batch iteration only the last one brings a new report.
+        is_new = report is not self._counted
+        self._counted = report
+        if is_new:
+            self.accepted_trials += report.accepted
+            self.rejected_trials += report.trials - report.accepted
+        if (optimizer.iterations if full_batch else trainer.global_step) % self.every_n_steps == 0:
             values = _values(report, optimizer.skipped)
+            # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
             show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
-            if loggers_are_due(trainer):
+            if is_new and (full_batch or loggers_are_due(trainer)):
                 write(trainer, values)
 
     @override

@@ -1,0 +1,158 @@
+"""Full-batch mode: its options, and the mean over micro-batches that J and G are (method §5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_bsqh._validation import choice, integer, number
+
+
+@dataclass(frozen=True)
+class FullBatch:
+    """The options of full-batch mode.
+
+    Attributes:
+        kappa: κ ≥ 0: the training has converged when an accepted τ is less.
+        max_iterations: Largest number of iterations, None for no limit.
+        count_samples: Number of samples in a micro-batch.
+        reuse: Whether a sweep that is known already is used again.
+    """
+
+    kappa: float
+    max_iterations: int | None
+    count_samples: Callable[[Any], int]
+    reuse: bool
+
+    def samples(self, batch: Any) -> int:
+        """Number of samples in a micro-batch, checked.
+
+        Raises:
+            ValueError: If ``count_samples`` gave no integer of at least 1.
+        """
+        count = self.count_samples(batch)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"count_samples must return the number of samples in a batch, at least 1, got {count!r}.")
+        return count
+
+
+def make_full_batch(
+    batch_mode: str,
+    kappa: float,
+    max_iterations: int | None,
+    count_samples: Callable[[Any], int] | None,
+    reuse: bool,
+) -> FullBatch | None:
+    """The checked options of full-batch mode; None in mini-batch mode.
+
+    Args:
+        batch_mode: ``"mini"`` or ``"full"``.
+        kappa: κ of the stopping test, at least 0.
+        max_iterations: Largest number of iterations, at least 1; None for no limit.
+        count_samples: Number of samples in a micro-batch. None takes the first dimension of its first tensor.
+        reuse: Whether a sweep that is known already is used again.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of its range, or needs the other mode.
+    """
+    choice("batch_mode", batch_mode, ("mini", "full"))
+    kappa = number("kappa", kappa, low=0.0)
+    if max_iterations is not None:
+        integer("max_iterations", max_iterations, low=1)
+    if count_samples is not None and not callable(count_samples):
+        raise TypeError(f"count_samples must be a function of the batch, got {count_samples!r}.")
+    if not isinstance(reuse, bool):
+        raise TypeError(f"reuse must be True or False, got {reuse!r}.")
+    if batch_mode == "full":
+        return FullBatch(kappa, max_iterations, count_samples or first_dimension, reuse)
+    for name, value in (("max_iterations", max_iterations), ("count_samples", count_samples)):
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} is for batch_mode='full', where an iteration is one pass over the data;"
+                " leave it out, or choose that mode."
+            )
+    return None
+
+
+def first_dimension(batch: Any) -> int:
+    """The first dimension of the first tensor in a nest of mappings and sequences.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = _first_dimension(batch)
+    if found is None:
+        raise ValueError(
+            f"The number of samples in a batch of type {type(batch).__name__} cannot be told, as it has no tensor with"
+            " a first dimension: pass count_samples, a function of the batch."
+        )
+    return found
+
+
+def _first_dimension(value: Any) -> int | None:
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.dim() else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return next((n for member in value if (n := _first_dimension(member)) is not None), None)
+    return None
+
+
+class WeightedMean:
+    """Loss and gradient of the whole data, from those of its micro-batches.
+
+    The mean over all samples is the mean of the micro-batches' means, weighted by their numbers of samples.
+    Gradients are kept as a running mean in their own precision, so that they take the memory of one and equal parts
+    give exactly their value; losses are summed in double precision.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._losses: list[float] = []
+        self._gradients: list[Tensor | None] = []
+
+    def add(self, loss: float, samples: int, gradients: Sequence[Tensor | None] = ()) -> None:
+        """Takes in one micro-batch.
+
+        Args:
+            loss: Its mean loss.
+            samples: Its number of samples.
+            gradients: Those of its mean loss, one for each parameter; None where it does not depend on that. Not
+                kept, but copied.
+        """
+        self._losses.append(loss * samples)
+        before, self.samples = self.samples, self.samples + samples
+        if not before:
+            self._gradients = [None if g is None else _dense(g).detach().clone() for g in gradients]
+            return
+        for i, gradient in enumerate(gradients):
+            mean = self._gradients[i]
+            if gradient is not None:
+                # Micro-batches that do not depend on a parameter count with a gradient of zero.
+                mean = torch.zeros_like(gradient, layout=torch.strided) if mean is None else mean
+                self._gradients[i] = mean.lerp_(_dense(gradient), samples / self.samples)
+            elif mean is not None:
+                mean.mul_(before / self.samples)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss, not finite if that of a micro-batch is not."""
+        if not all(map(math.isfinite, self._losses)):
+            return sum(self._losses)
+        return math.fsum(self._losses) / self.samples
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of the mean loss, one for each parameter."""
+        return self._gradients
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
