@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.0, 0.95])
     parser.add_argument("--mnist", help="folder with the IDX files")
     parser.add_argument("--cifar10", help="folder with the images")
+    parser.add_argument("--sweeps", nargs="+", default=["jacobi", "gauss-seidel"], choices=["jacobi", "gauss-seidel"])
     parser.add_argument("--no-digits", action="store_true", help="leave the digits out")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -67,7 +68,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("task", "sweep") else "right")
     for name, network, data, epochs in tasks:
         for sparsity in arguments.sparsities:
-            for sweep in ("jacobi", "gauss-seidel"):
+            for sweep in arguments.sweeps:
                 results = []
                 for seed in arguments.seeds:
                     pl.seed_everything(seed, verbose=False)
