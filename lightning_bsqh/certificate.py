@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_bsqh._validation import number
+from lightning_bsqh._validation import integer, number
+from lightning_bsqh.boundaries import Boundaries, recording
 from lightning_bsqh.hamiltonian import affine_hamiltonian, elementwise_gain
 from lightning_bsqh.isolation import RandomState, without_trace
 from lightning_bsqh.iteration import Iteration
-from lightning_bsqh.layers import Layer, find_layers
+from lightning_bsqh.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
+from lightning_bsqh.sampling import sampled_residual
 from lightning_bsqh.sweeps import check_loss
 
 
@@ -36,6 +38,8 @@ class LayerResidual:
             global maximum. None where there are none, or the maximum is not known.
         linearised: Whether the layer is not known to be affine in its parameters; all numbers are then those
             of its linearisation at u.
+        sampled: For a linearised layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
+            was found among sampled points v, a lower bound of the layer's true residual. None for the others.
         gains: The part of every single weight in ``residual``, shape ``[n]``, double precision. Where R is no
             sum over elements, every weight of a tensor carries the gain of the whole tensor.
     """
@@ -45,6 +49,7 @@ class LayerResidual:
     hamiltonian: float
     hamiltonian_gap: float | None
     linearised: bool
+    sampled: float | None
     gains: Tensor = field(repr=False, compare=False)
 
     def satisfied(self, tolerance: float) -> float:
@@ -109,6 +114,8 @@ class PMPResidual:
 
         for layer in self.layers.values():
             note = "  linearised" if layer.linearised else ""
+            if layer.sampled is not None:
+                note += f", true K: at least {layer.sampled:.3e}"
             lines.append(row(layer.name, layer.residual, layer.hamiltonian, layer.satisfied, note))
         lines.append(row("total", self.total, self.hamiltonian, self.satisfied, ""))
         if self.hamiltonian_gap is not None:
@@ -119,6 +126,8 @@ class PMPResidual:
             lines.append(
                 "linearised: not known to be affine in its parameters; the numbers are those of its linearisation."
             )
+        if any(layer.sampled is not None for layer in self.layers.values()):
+            lines.append("true K: a lower bound of the layer's true residual, found by sampling.")
         return "\n".join(lines)
 
 
@@ -130,6 +139,8 @@ def pmp_residual(
     epsilon: float = 1.0,
     metric: str | Mapping[str, MetricWeight] = "euclidean",
     regularize: Sequence[str] | None = None,
+    layers: LayerChoice = "leaf",
+    samples: int = 64,
 ) -> PMPResidual:
     """How far the weights of ``model`` are from maximising every layer's (augmented) Hamiltonian.
 
@@ -140,8 +151,10 @@ def pmp_residual(
     This is exact for layers that are affine in their parameters: those of ``affine.AFFINE_MODULES`` (Linear,
     convolutions and their transposes, normalisations, Embedding), with states and adjoints held fixed. Every
     other layer is reported as ``linearised``: its numbers are those of the linearisation of ⟨p, λ(x, ·)⟩ at u and
-    certify nothing about the layer itself. Only the type of a module is looked at: that a network uses the
-    ``weight`` of a Linear also in some other way is not noticed.
+    certify nothing about the layer itself. Where such a layer can be run alone, ``sampled`` bounds its true residual
+    from below: the largest gain of the true K that some points around u and the proximal points have shown.
+    Only the type of a module is looked at: that a network uses the ``weight`` of a Linear also in some other way is not
+    noticed.
 
     Where a Box with two ends or Discrete makes the admissible set compact, ``hamiltonian_gap`` is the residual of the
     maximum condition itself, without the augmentation.
@@ -160,6 +173,9 @@ def pmp_residual(
         metric: D as ``"euclidean"``; or ``"rms"``, the D of an optimizer's first iteration, |G| + tiny; or D by
             the parameters' full names, such as ``optimizer.metric_weights()`` gives it.
         regularize: Which tensors R acts on, as for the optimizer.
+        layers: Which modules are the layers, as for the optimizer.
+        samples: Number of random points at which the true K of a layer that is not affine is evaluated, at least 0;
+            always the same ones.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -175,22 +191,30 @@ def pmp_residual(
             " pass for example lambda: criterion(model(x), y)."
         )
     epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
-    layers = find_layers(model, regularize)
-    regularizer = bind(regularizer, layers, regularize)
-    parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
-    loss, gradients = _sweep(model, loss_closure, parameters)
-    weights = _doubles(parameters, regularizer, {n for layer in layers for n in layer.regularized})
-    at = _Point(weights, gradients, _metric(metric, weights, gradients), regularizer, layers, epsilon)
+    samples = integer("samples", samples, low=0)
+    found = find_layers(model, regularize, layers)
+    regularizer = bind(regularizer, found, regularize)
+    parameters = {name: p for layer in found for name, p in layer.parameters.items()}
+    bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]
+    boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
+    loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
+    weights = _doubles(parameters, regularizer, {n for layer in found for n in layer.regularized})
+    at = _Point(weights, gradients, _metric(metric, weights, gradients), regularizer, found, epsilon)
+    sampled = {
+        layer.name: at.sampled(layer, parameters, boundaries, samples)
+        for layer in bent
+        if boundaries is not None and boundaries.calls(layer)
+    }
     return PMPResidual(
         total=at.total,
         hamiltonian=affine_hamiltonian(
-            math.fsum(at.alignment(name) for name in weights), regularizer.penalty(at.regularized(layers))
+            math.fsum(at.alignment(name) for name in weights), regularizer.penalty(at.regularized(found))
         ),
         hamiltonian_gap=at.hamiltonian_gap(list(weights)),
         loss=loss,
         epsilon=epsilon,
         coupled=regularizer.couples_tensors,
-        layers={layer.name: at.layer(layer, not layer.is_affine) for layer in layers},
+        layers={layer.name: at.layer(layer, sampled.get(layer.name)) for layer in found},
     )
 
 
@@ -265,7 +289,48 @@ class _Point:
         regularizer = self._restricted_to(names)
         return math.fsum(slopes) - (regularizer.penalty(v) - regularizer.penalty(u))
 
-    def layer(self, layer: Layer, linearised: bool) -> LayerResidual:
+    def sampled(self, layer: Layer, parameters: Mapping[str, Tensor], boundaries: Boundaries, samples: int) -> float:
+        """The largest gain of a layer's true K among sampled points.
+
+        Args:
+            layer: One that can be run alone.
+            parameters: The network's own tensors, which hold u; they do again afterwards.
+            boundaries: The layer's inputs and adjoints.
+            samples: Number of random points.
+        """
+        names = list(layer.parameters)
+        own = self._regularizer.separate([self._weights[n] for n in self._positions])
+        regularizers = [own[self._positions[n]] if n in self._positions else None for n in names]
+        base = [self._weights[n] for n in names]
+        before = boundaries.alignment(layer)
+        kept = [parameters[n].detach().clone() for n in names]
+
+        def gain(point: Sequence[Tensor]) -> float:
+            for name, v in zip(names, point, strict=True):
+                parameters[name].data.copy_(v)
+            value = boundaries.alignment(layer) - before
+            for v, u, name, r in zip(point, base, names, regularizers, strict=True):
+                d = self._metric[name]
+                value -= self._epsilon * float((d * (v - u).square()).sum())
+                value -= 0.0 if r is None else r.penalty([v]) - r.penalty([u])
+            return value
+
+        try:
+            return sampled_residual(
+                base,
+                [self._ascent[n] for n in names],
+                [self._metric[n] for n in names],
+                regularizers,
+                self._epsilon,
+                gain,
+                samples,
+                torch.Generator().manual_seed(0),
+            )
+        finally:
+            for name, value in zip(names, kept, strict=True):
+                parameters[name].data.copy_(value)
+
+    def layer(self, layer: Layer, sampled: float | None) -> LayerResidual:
         parts = [self._gains(name, name in layer.regularized) for name in layer.parameters]
         weights = [n for n in layer.parameters if n in layer.regularized]
         penalty = self._restricted_to(weights).penalty([self._weights[n] for n in weights]) if weights else 0.0
@@ -274,7 +339,8 @@ class _Point:
             residual=math.fsum(total for _, total in parts),
             hamiltonian=affine_hamiltonian(math.fsum(self.alignment(n) for n in layer.parameters), penalty),
             hamiltonian_gap=self.hamiltonian_gap(list(layer.parameters)),
-            linearised=linearised,
+            linearised=not layer.is_affine,
+            sampled=sampled,
             gains=torch.cat([gains.cpu() for gains, _ in parts]),
         )
 
@@ -298,7 +364,10 @@ class _Point:
 
 
 def _sweep(
-    model: nn.Module, loss_closure: Callable[[], Tensor], parameters: Mapping[str, Tensor]
+    model: nn.Module,
+    loss_closure: Callable[[], Tensor],
+    parameters: Mapping[str, Tensor],
+    boundaries: Boundaries | None,
 ) -> tuple[float, dict[str, Tensor | None]]:
     """L(u) and −G by one forward and one backward, leaving no trace."""
     devices = sorted({p.device for p in parameters.values()}, key=str)
@@ -312,7 +381,8 @@ def _sweep(
             torch.enable_grad(),
             without_trace(model, RandomState.capture(devices), None, devices),
         ):
-            loss = check_loss(loss_closure(), "loss_closure")
+            with recording(boundaries):
+                loss = check_loss(loss_closure(), "loss_closure")
             if any(p.grad is not None for p, _ in kept):
                 raise ValueError("loss_closure called backward: let it compute and return the loss only.")
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

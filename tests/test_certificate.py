@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -499,3 +500,62 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="tolerance must lie in"):
         pmp_residual(network, loss, regularizer=L0(1e-3)).satisfied(-1.0)
     assert all(p.grad is None for p in network.parameters())
+
+
+class Sine(nn.Module):
+    """⟨p, sin(3ux)⟩ has many maxima in the one weight u."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[weight]], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(3.0 * x @ self.weight)
+
+
+@pytest.mark.parametrize("regularizer", [L0(0.0), L0(0.02), L1(0.05)])
+@pytest.mark.parametrize("weight", [-1.3, 0.1, 0.4])
+def test_sampling_bounds_the_true_residual_from_below(regularizer: Any, weight: float) -> None:
+    network = nn.Sequential(Sine(weight), nn.Linear(1, 1)).double()
+    x = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)[:, None]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    result = pmp_residual(network, lambda: -network(x).mean(), regularizer=regularizer, epsilon=0.2)
+    layer = result.layers["0"]
+    assert layer.linearised
+    assert result.layers["1"].sampled is None
+    adjoint = float(network[1].weight) / len(x)
+    grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)
+
+    def k(u: Tensor) -> Tensor:
+        penalty = torch.stack([torch.tensor(regularizer.penalty([v.view(1, 1)])) for v in u.flatten()])
+        return adjoint * torch.sin(3.0 * x * u).sum(0) - penalty - 0.2 * (u - weight) ** 2
+
+    at_u = k(torch.tensor([weight], dtype=torch.float64))
+    true = max(float((k(grid) - at_u).max()), float((k(torch.zeros(1, dtype=torch.float64)) - at_u).max()), 0.0)
+    assert layer.sampled is not None
+    assert 0.3 * true <= layer.sampled <= true + 1e-4
+    assert f"true K: at least {layer.sampled:.3e}" in str(result)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_block_as_one_layer_is_sampled() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 4)), nn.Linear(4, 1)
+    )
+    x = torch.randn(8, 4)
+    regularizer = Cardinality(0.5, ramp=(0.0, 0.0))
+    weights = [p.data for p in network.parameters() if p.dim() == 2]
+    regularizer.project_(weights, [1.0] * 3)
+    state = torch.get_rng_state()
+    result = pmp_residual(network, lambda: network(x).square().mean(), regularizer=regularizer, layers=["0"], samples=8)
+    assert list(result.layers) == ["0", "1"]
+    assert result.layers["0"].sampled is not None
+    assert result.layers["0"].sampled >= 0.0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bad_samples() -> None:
+    with pytest.raises(ValueError, match=r"samples"):
+        pmp_residual(nn.Linear(2, 1), lambda: torch.zeros(()), regularizer=L0(), samples=-1)
