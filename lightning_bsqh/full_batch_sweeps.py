@@ -247,9 +247,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             self._forget()
         self.complete = True
         self._known = None
+        del self._parts[len(self._outcomes) :]
         if self.boundaries is not None and self._mean.samples:
             self.boundaries.weigh([part.samples / self._mean.samples for part in self._parts])
-        del self._parts[len(self._outcomes) :]
         if not self._mean.samples:
             return None
         for p, gradient in zip(self._parameters(), self._mean.gradients, strict=True):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_bsqh.hamiltonian import augmented_gain
+from lightning_bsqh.hamiltonian import affine_hamiltonian, augmented_gain
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.safeguard import Check, Safeguard
 
@@ -34,6 +34,19 @@ class Candidate:
     def gain(self, epsilon: float) -> float:
         """K_ε(û; w) − K_ε(w; w), summed over the layers."""
         return augmented_gain(self.slope + self.excess, self.penalty_change, epsilon, self.tau)
+
+
+@dataclass(frozen=True)
+class LayerTerms:
+    """One layer's part of the Hamiltonian at w and of K's gain at what the parameters hold.
+
+    Attributes:
+        hamiltonian: H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l).
+        gain: K_{ε,l}(û_l; w_l) − K_{ε,l}(w_l; w_l), of the linearisation where the layer is not affine.
+    """
+
+    hamiltonian: float
+    gain: float
 
 
 class Iteration:
@@ -154,6 +167,34 @@ class Iteration:
             taus.append(torch.dot(step * (d.flatten() if isinstance(d, Tensor) else d), step))
         penalty_change = self._regularizer.penalty(self._weights) - self.penalty
         return Candidate(_sum(slopes), _sum(taus), penalty_change, excess)
+
+    def terms(self, layers: Mapping[str, Sequence[int]], epsilon: float) -> dict[str, LayerTerms]:
+        """Hamiltonian and gain, layer by layer, without another sweep.
+
+        Args:
+            layers: The positions of each layer's tensors.
+            epsilon: The ε of K.
+        """
+        metric = self._metric()
+        found = {}
+        for name, positions in layers.items():
+            alignments, slopes, taus = [0.0], [0.0], [0.0]
+            for i in positions:
+                base, d = self._base[i].flatten().double(), metric[i]
+                step = self.parameters[i].detach().flatten().double() - base
+                taus.append(float(torch.dot(step * (d.flatten().double() if isinstance(d, Tensor) else d), step)))
+                if (gradient := self.gradients[i]) is not None:
+                    alignments.append(-float(torch.dot(gradient.flatten().double(), base)))
+                    slopes.append(-float(torch.dot(gradient.flatten().double(), step)))
+            own = [i for i in self._regularized if i in positions]
+            before = after = 0.0
+            if own:
+                r = self._regularizer.restricted_to([self._regularized.index(i) for i in own])
+                before = r.penalty([self._base[i] for i in own])
+                after = r.penalty([self.parameters[i] for i in own])
+            gain = augmented_gain(math.fsum(slopes), after - before, epsilon, math.fsum(taus))
+            found[name] = LayerTerms(affine_hamiltonian(math.fsum(alignments), before), gain)
+        return found
 
     def restore_(self, to_start: bool = False) -> None:
         """Puts the base point back into the parameters, to the bit; or the w of the start, before any projection."""

@@ -19,7 +19,7 @@ from lightning_bsqh.boundaries import Boundaries
 from lightning_bsqh.closure_full_batch import ClosureFullBatch
 from lightning_bsqh.full_batch import make_full_batch
 from lightning_bsqh.gauss_seidel import GaussSeidel
-from lightning_bsqh.iteration import Candidate, Iteration
+from lightning_bsqh.iteration import Candidate, Iteration, LayerTerms
 from lightning_bsqh.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.metric import make_metric
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
@@ -60,6 +60,21 @@ class StepReport:
     skipped: bool
     tightened: bool
     hamiltonian_gain: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one iteration did to one layer; all in the units of the loss.
+
+    Attributes:
+        hamiltonian: H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l) at the w of the forward sweep.
+        residual: max K_ε(·; w) − K_ε(w; w), the layer's part, for the ε of the first trial.
+        gain: K_ε(û; w) − K_ε(w; w), the layer's part, for the last candidate û and its ε.
+    """
+
+    hamiltonian: float
+    residual: float
+    gain: float
 
 
 class BSQHOptimizer(torch.optim.Optimizer):
@@ -137,6 +152,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         #: Number of iterations that changed nothing because loss or gradient were not finite.
         self.skipped = 0
         self.last_step: StepReport | None = None
+        #: Whether the next iterations also fill :attr:`last_layers`, at some cost.
+        self.record_layers = False
+        #: What the last iteration did to each layer, by name; None unless it was recorded, or if it was skipped.
+        self.last_layers: dict[str, LayerReport] | None = None
         self._step = 0
         self._evaluated = False
         # τ of the last accepted step, for the stopping test.
@@ -320,6 +339,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         loss = sweeps.forward_adjoint()
         if not sweeps.complete:
             return loss
+        self.last_layers = None
         value = math.nan if loss is None else float(loss)
         if loss is not None and not math.isfinite(value) and not self._evaluated:
             raise ValueError(
@@ -362,10 +382,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
         base_loss = loss
         projected = accepted = False
         trials = 0
+        groups = self._positions() if self.record_layers else None
+        first: dict[str, LayerTerms] = {}
         while not accepted and trials < self.max_trials:
             trials += 1
             epsilon = self._epsilon()
             candidate, trial_loss = self._try(iteration, epsilon, sweeps)
+            if groups is not None and trials == 1:
+                first = iteration.terms(groups, epsilon)
             change = _change(trial_loss, base_loss)
             accepted = self._accepts(change, candidate, resolution)
             if not accepted and iteration.tightened and not projected:
@@ -382,6 +406,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
             self.augmentation.observe(
                 Trial(epsilon, change, candidate.slope, candidate.tau, accepted, iteration.tightened, resolution)
             )
+        if groups is not None:
+            last = first if trials == 1 else iteration.terms(groups, epsilon)
+            self.last_layers = {
+                name: LayerReport(first[name].hamiltonian, first[name].gain, last[name].gain) for name in groups
+            }
         if not accepted:
             # A projection whose loss is not finite is no place to stay.
             iteration.restore_(to_start=not math.isfinite(base_loss))
@@ -456,6 +485,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+    def _positions(self) -> dict[str, list[int]]:
+        """Where each layer's tensors are among all of them."""
+        places = iter(range(len(self._parameters())))
+        return {group["name"]: [next(places) for _ in group["params"]] for group in self.param_groups}
 
     def _epsilon(self) -> float:
         progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)

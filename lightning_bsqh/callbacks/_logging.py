@@ -17,10 +17,17 @@ def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str 
         pl_module.log(key, value, prog_bar=key == in_bar, logger=False)
 
 
-def loggers_are_due(trainer: L.Trainer) -> bool:
-    """Whether the Trainer's ``log_every_n_steps`` falls on this step."""
-    every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # an attribute that the Trainer sets unannounced
-    return every > 0 and trainer.global_step % every == 0
+def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
+    """Whether loggers get what is measured after ``done`` steps.
+
+    Args:
+        every: How many steps lie between two readings; None follows the Trainer's ``log_every_n_steps``.
+        trainer: Whose setting it is.
+        done: Number of steps done, this one included.
+    """
+    # An attribute that the Trainer sets unannounced.
+    every = trainer.log_every_n_steps if every is None else every  # type: ignore[attr-defined]
+    return every > 0 and done % every == 0
 
 
 def write(trainer: L.Trainer, values: Mapping[str, float]) -> None:

@@ -8,7 +8,8 @@ import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
-from lightning_bsqh.callbacks._logging import loggers_are_due, show, write
+from lightning_bsqh.callbacks._logging import is_due, show, write
+from lightning_bsqh.callbacks._training import bsqh_optimizer
 from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
 
 
@@ -18,11 +19,12 @@ class AugmentationMonitor(L.Callback):
     The keys are ``bsqh/epsilon``, ``bsqh/objective``, ``bsqh/loss_decrease``, ``bsqh/tau``,
     ``bsqh/trials``, ``bsqh/accepted`` (1 or 0) and ``bsqh/skipped`` (the number of batches skipped so
     far). The values are those of :class:`~lightning_bsqh.optimizer.StepReport`; objective (after the
-    step) and decrease are in the units of the loss. Loggers get what falls on a multiple of the
-    Trainer's ``log_every_n_steps``, too; in full-batch mode, where an epoch is one iteration, they get every iteration.
+    step) and decrease are in the units of the loss. Beside them ``bsqh/rejected_share``, the share of all trials so
+    far that were rejected, and ``bsqh/promised_decrease``, the ητ that the acceptance test promises.
 
     Args:
-        every_n_steps: Log every so many iterations, at least 1.
+        every_n_steps: Log every so many batches (in full-batch mode: iterations), at least 1. None follows the
+            Trainer's ``log_every_n_steps``; in full-batch mode, where an epoch is one iteration, it takes every one.
         prog_bar: Whether the progress bar shows ε.
 
     Attributes:
@@ -34,8 +36,8 @@ class AugmentationMonitor(L.Callback):
         TypeError: At the start of the fit, if it is not bSQH that trains.
     """
 
-    def __init__(self, every_n_steps: int = 1, prog_bar: bool = True) -> None:
-        self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
+    def __init__(self, every_n_steps: int | None = None, prog_bar: bool = True) -> None:
+        self.every_n_steps = None if every_n_steps is None else integer("every_n_steps", every_n_steps, low=1)
         self.prog_bar = prog_bar
         self.accepted_trials = 0
         self.rejected_trials = 0
@@ -43,19 +45,13 @@ class AugmentationMonitor(L.Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.optimizers or not isinstance(trainer.optimizers[0], BSQHOptimizer):
-            raise TypeError(
-                "AugmentationMonitor shows what a BSQHOptimizer does, but the Trainer uses"
-                f" {[type(optimizer).__name__ for optimizer in trainer.optimizers]}: pass strategy=BSQHStrategy() to"
-                " the Trainer, or leave the callback out."
-            )
+        bsqh_optimizer(trainer, type(self).__name__)
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        optimizer = trainer.optimizers[0]
-        assert isinstance(optimizer, BSQHOptimizer)  # on_fit_start has seen to it
+        optimizer = bsqh_optimizer(trainer, type(self).__name__)
         report = optimizer.last_step
         if report is None:
             return
@@ -66,12 +62,13 @@ class AugmentationMonitor(L.Callback):
         if is_new:
             self.accepted_trials += report.accepted
             self.rejected_trials += report.trials - report.accepted
-        if (optimizer.iterations if full_batch else trainer.global_step) % self.every_n_steps == 0:
-            values = _values(report, optimizer.skipped)
-            # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
-            show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
-            if is_new and (full_batch or loggers_are_due(trainer)):
-                write(trainer, values)
+        values = self._values(report, optimizer)
+        # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
+        show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
+        every = 1 if full_batch and self.every_n_steps is None else self.every_n_steps
+        done = optimizer.iterations if full_batch else trainer.global_step
+        if is_new and is_due(every, trainer, done):
+            write(trainer, values)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -82,14 +79,15 @@ class AugmentationMonitor(L.Callback):
         self.accepted_trials = state_dict["accepted_trials"]
         self.rejected_trials = state_dict["rejected_trials"]
 
-
-def _values(report: StepReport, skipped: int) -> dict[str, float]:
-    return {
-        "bsqh/epsilon": report.epsilon,
-        "bsqh/objective": report.objective_after,
-        "bsqh/loss_decrease": report.loss_decrease,
-        "bsqh/tau": report.tau,
-        "bsqh/trials": float(report.trials),
-        "bsqh/accepted": float(report.accepted),
-        "bsqh/skipped": float(skipped),
-    }
+    def _values(self, report: StepReport, optimizer: BSQHOptimizer) -> dict[str, float]:
+        return {
+            "bsqh/epsilon": report.epsilon,
+            "bsqh/objective": report.objective_after,
+            "bsqh/loss_decrease": report.loss_decrease,
+            "bsqh/promised_decrease": optimizer.eta * report.tau,
+            "bsqh/tau": report.tau,
+            "bsqh/trials": float(report.trials),
+            "bsqh/accepted": float(report.accepted),
+            "bsqh/rejected_share": self.rejected_trials / max(self.rejected_trials + self.accepted_trials, 1),
+            "bsqh/skipped": float(optimizer.skipped),
+        }

@@ -2,58 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
-from lightning_bsqh.callbacks._logging import loggers_are_due, show, write
+from lightning_bsqh.callbacks._logging import is_due, show, write
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
 class SparsityMonitor(L.Callback):
-    """Logs ``sparsity/total``, ``sparsity/<layer>`` and ``nonzero/total``.
+    """Logs ``sparsity/total``, ``sparsity/<layer>``, ``nonzero/total``, and what changed.
 
     A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
-    is the number of the others. With another optimizer than bSQH's, all parameters with two or more
-    dimensions count. The last step of each epoch is measured, too, for other callbacks. Loggers get
-    what falls on a multiple of the Trainer's ``log_every_n_steps``, and always the outcome.
+    is the number of the others. ``support/entered`` and ``support/left`` count the weights that have become non-zero
+    and zero since the last reading. ``multiply_adds/share`` is the share of the multiplications and additions of
+    linear and convolutional layers that are left if zeros are skipped. With another optimizer than bSQH's, all
+    parameters with two or more dimensions count. The last step of each epoch is measured, too, for other callbacks;
+    loggers also get the outcome.
 
     Args:
-        every_n_steps: Measure every so many iterations, at least 1.
+        every_n_steps: Measure every so many batches, at least 1. None follows the Trainer's ``log_every_n_steps``.
         prog_bar: Whether the progress bar shows the total.
 
     Raises:
         ValueError: If ``every_n_steps`` is less than 1.
     """
 
-    def __init__(self, every_n_steps: int = 50, prog_bar: bool = True) -> None:
-        self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
+    def __init__(self, every_n_steps: int | None = 50, prog_bar: bool = True) -> None:
+        self.every_n_steps = None if every_n_steps is None else integer("every_n_steps", every_n_steps, low=1)
         self.prog_bar = prog_bar
         self._written: int | None = None
+        self._positions: OutputPositions | None = None
+        self._support: dict[str, list[Tensor]] = {}
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._positions = OutputPositions(pl_module)
+        self._support = _supports(layer_weights(trainer, pl_module))
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_end = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        due = trainer.global_step % self.every_n_steps == 0
-        if not due and not at_end:
-            return
-        values = sparsity_values(layer_weights(trainer, pl_module))
-        show(pl_module, values, in_bar="sparsity/total" if self.prog_bar else None)
-        if due and loggers_are_due(trainer):
-            write(trainer, values)
-            self._written = trainer.global_step
+        due = is_due(self.every_n_steps, trainer, trainer.global_step)
+        if due or at_end:
+            values = self._measure(trainer, pl_module, new_support=due)
+            show(pl_module, values, in_bar="sparsity/total" if self.prog_bar else None)
+            if due:
+                write(trainer, values)
+                self._written = trainer.global_step
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._written != trainer.global_step:
-            write(trainer, sparsity_values(layer_weights(trainer, pl_module)))
+            write(trainer, self._measure(trainer, pl_module, new_support=True))
+        if self._positions is not None:
+            self._positions.stop()
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, new_support: bool) -> dict[str, float]:
+        layers = layer_weights(trainer, pl_module)
+        values = sparsity_values(layers)
+        support = _supports(layers)
+        entered = left = 0
+        for name, masks in support.items():
+            for now, before in zip(masks, self._support.get(name, masks), strict=False):
+                entered += int(torch.count_nonzero(now & ~before))
+                left += int(torch.count_nonzero(before & ~now))
+        values |= {"support/entered": float(entered), "support/left": float(left)}
+        if new_support:
+            self._support = support
+        if self._positions is not None:
+            share = self._positions.share(w for weights in layers.values() for w in weights)
+            values |= {} if share is None else {"multiply_adds/share": share}
+        return values
+
+
+class OutputPositions:
+    """Looks at one forward, to see at how many positions per sample each weight is used.
+
+    Args:
+        module: The network.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._positions: dict[int, float] = {}
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        self._handles = [m.register_forward_hook(self._note) for m in module.modules() if isinstance(m, kinds)]
+
+    def stop(self) -> None:
+        """Looks no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def share(self, weights: Iterable[Tensor]) -> float | None:
+        """The share of multiply-adds with weights that are not zero; None if no layer has been seen."""
+        if self._positions:
+            self.stop()
+        done = total = 0.0
+        for weight in weights:
+            positions = self._positions.get(id(weight), 0.0)
+            done += positions * int(torch.count_nonzero(weight)) if positions else 0.0
+            total += positions * weight.numel()
+        return done / total if total else None
+
+    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        weight = module.weight
+        if isinstance(output, Tensor) and isinstance(weight, Tensor) and output.dim() and output.shape[0]:
+            # Per sample, and per output feature or channel.
+            self._positions.setdefault(id(weight), output.numel() / (output.shape[0] * weight.shape[0]))
+
+
+def _supports(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+    return {name: [w.detach() != 0 for w in weights] for name, weights in layers.items()}
 
 
 def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:

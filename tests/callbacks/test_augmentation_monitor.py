@@ -8,7 +8,8 @@ from lightning_bsqh import Backtracking, BSQHStrategy
 from lightning_bsqh.callbacks import AugmentationMonitor
 from tests.callbacks.small import Recorder, SmallModule, loader
 
-KEYS = {"epsilon", "objective", "loss_decrease", "tau", "trials", "accepted", "skipped"}
+KEYS = {"epsilon", "objective", "loss_decrease", "promised_decrease", "tau", "trials", "accepted"}
+KEYS |= {"rejected_share", "skipped"}
 
 
 def _fit(tmp_path, monitor: AugmentationMonitor, strategy="auto", **options) -> L.Trainer:
