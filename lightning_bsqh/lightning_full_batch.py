@@ -193,7 +193,7 @@ class LightningPart(LightningSweeps, Part):
         assert self._start is not None
         assert self._before is not None
         log = Log()
-        with log.listening(self._module, self._before.modules):
+        with log.listening(self._before.modules):
             output = step()
         loss = loss_of(output)
         self.end(batch, has_loss=loss is not None)
@@ -247,7 +247,7 @@ class LightningPart(LightningSweeps, Part):
         log = Log()
         with without_trace(self._module, self._start, self._before, self._devices):
             before = with_metrics_of(last, self._before)
-            with log.only(self._module, self._before.modules), self._context():
+            with log.instead(self._module, self._before.modules), self._context():
                 trial_loss = getattr(self._module, "trial_loss", None)
                 if callable(trial_loss):
                     return Outcome(check_loss(trial_loss(batch[0], self._place), "trial_loss", adjoint=False), False)
@@ -318,14 +318,12 @@ class Log:
         self.calls: list[tuple[nn.Module, str, tuple[Any, ...], dict[str, Any]]] = []
         self.went_outside = False
 
-    @contextmanager
-    def listening(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
-        """Notes the calls and lets them through."""
-        with self._replaced(parts, through=True):
-            yield
+    def listening(self, parts: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        """Notes the calls of all modules among ``parts`` and lets them through."""
+        return self._replaced(parts, through=True)
 
     @contextmanager
-    def only(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
+    def instead(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
         """Notes the calls instead of letting them through, and keeps the Trainer's loggers away."""
         trainer = module.trainer
         loggers = trainer.loggers
