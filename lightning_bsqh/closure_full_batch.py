@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_bsqh.boundaries import recording
 from lightning_bsqh.full_batch import FullBatch
-from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part
+from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part, with_metrics_of
 from lightning_bsqh.isolation import ModuleState, RandomState, same, without_trace
 from lightning_bsqh.sweeps import check_loss
 
@@ -45,17 +45,21 @@ class ClosurePart(Part):
         before = ModuleState(self._module) if self._module is not None else None
         if self._start is not None:
             unchanged = compare and versions(self._batch) == self._versions and same(batch, self._batch)
-            self.note(unchanged and (before is None or self._before is None or before.same_as(self._before)))
+            self.note(
+                unchanged and (before is None or self._before is None or before.same_as(self._before, metrics=False))
+            )
         self._batch, self._versions = batch, versions(batch)
         self._evaluate, self.samples, self._before = evaluate, samples, before
         self._start = RandomState.capture(self._devices)
 
     def forward(self) -> Outcome:
         """The forward of the forward sweep itself."""
+        return self._forward(self._before)
+
+    def _forward(self, before: ModuleState | None) -> Outcome:
         assert self._evaluate is not None
-        assert self._start is not None
         loss = check_loss(self._evaluate(), "closure")
-        return Outcome(loss, self._drew_nothing(), self._after())
+        return Outcome(loss, self._drew_nothing(), before, None if before is None else before.again())
 
     def replay(self, outcome: Outcome) -> None:
         """Leaves the module as the forward would have."""
@@ -70,17 +74,18 @@ class ClosurePart(Part):
             return float(check_loss(self._evaluate(), "closure", adjoint=False))
 
     @override
-    def outcome(self) -> Outcome:
+    def outcome(self, last: Outcome | None = None) -> Outcome:
         assert self._start is not None
         with without_trace(self._module, self._start, self._before, self._devices):
-            return self.forward()
+            return self._forward(with_metrics_of(last, self._before))
+
+    @override
+    def starts_like(self, outcome: Outcome) -> bool:
+        return self._before is None or (outcome.before is not None and self._before.same_as(outcome.before))
 
     def _drew_nothing(self) -> bool:
         assert self._start is not None
         return self._start.same_as(RandomState.capture(self._devices))
-
-    def _after(self) -> ModuleState | None:
-        return None if self._before is None else self._before.again()
 
 
 class ClosureFullBatch(FullBatchSweeps[ClosurePart]):

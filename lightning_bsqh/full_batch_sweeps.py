@@ -26,6 +26,7 @@ class Outcome:
         loss: Its mean loss, with an autograd graph until :meth:`detach`.
         pure: Whether the forward drew no random numbers and did nothing else that cannot be repeated from here, so
             that another one from the same state gives the same.
+        before: The module before the forward; None if nobody asked, or the module is unknown.
         after: The module after the forward; None if nobody asked, or the module is unknown.
         output: What training_step returned.
         calls: The entries for the log that it made.
@@ -33,6 +34,7 @@ class Outcome:
 
     loss: Tensor
     pure: bool
+    before: ModuleState | None = None
     after: ModuleState | None = None
     output: Any = None
     calls: Sequence[Any] = ()
@@ -54,12 +56,29 @@ def detached(value: Any) -> Any:
     return value
 
 
+def with_metrics_of(last: Outcome | None, before: ModuleState | None) -> ModuleState | None:
+    """Makes the metrics count on from the micro-batch before, as they do in a pass.
+
+    Args:
+        last: The outcome of that micro-batch, None if there is none.
+        before: The state that the module is in.
+
+    Returns:
+        The state that it is in then.
+    """
+    if before is None or last is None or last.after is None or not before.has_metrics:
+        return before
+    last.after.restore_metrics()
+    return before.again()
+
+
 class Part(ABC):
     """One micro-batch, for as long as its data are at hand.
 
     Attributes:
         samples: Its number of samples, 0 if there is no loss on it.
-        repeats: Whether its data and the module were the same in the pass before; None in the first pass.
+        repeats: Whether its data and the module, but for metrics, were the same in the pass before; None in the first
+            pass.
         changes: In how many passes in a row they were not.
         is_repeatable: False once a trial has done something that nobody else can do again for it.
     """
@@ -79,8 +98,16 @@ class Part(ABC):
         """The loss at the weights that the parameters hold; without graph or trace."""
 
     @abstractmethod
-    def outcome(self) -> Outcome:
-        """One forward at the weights that the parameters hold, with a graph; without a trace."""
+    def outcome(self, last: Outcome | None = None) -> Outcome:
+        """One forward at the weights that the parameters hold, with a graph; without a trace.
+
+        Args:
+            last: The outcome of the micro-batch before, if the metrics are to count on from there.
+        """
+
+    @abstractmethod
+    def starts_like(self, outcome: Outcome) -> bool:
+        """Whether the module is as it was when the forward of that outcome began, metrics included."""
 
 
 class Known:
@@ -214,7 +241,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         """What is known of the micro-batch that has just got its data; None if it needs a forward."""
         place = len(self._outcomes)
         part = self._parts[place]
-        if self._known is not None and not (place < len(self._known.outcomes) and part.repeats):
+        if self._known is not None and not (
+            place < len(self._known.outcomes) and part.repeats and part.starts_like(self._known.outcomes[place])
+        ):
             self._forget()
         return None if self._known is None else self._known.outcomes[place]
 
@@ -307,9 +336,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
 
     def _trial_with_adjoint(self, parts: Sequence[P]) -> float:
         mean = WeightedMean()
-        outcomes = []
+        outcomes: list[Outcome] = []
         for part in parts:
-            outcome = self._add_adjoint(mean, part)
+            outcome = self._add_adjoint(mean, part, outcomes[-1] if outcomes else None)
             if not math.isfinite(float(outcome.loss)):
                 return float(outcome.loss)
             outcomes.append(outcome)
@@ -317,12 +346,12 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             self._at_trial = Known(self._weights(), outcomes, mean.gradients)
         return mean.loss
 
-    def _add_adjoint(self, mean: WeightedMean, part: P) -> Outcome:
+    def _add_adjoint(self, mean: WeightedMean, part: P, last: Outcome | None = None) -> Outcome:
         """One forward and backward of a micro-batch without a trace; leaves every parameter's ``grad`` alone."""
         parameters = self._parameters()
         trained = [p for p in parameters if p.requires_grad]
         with torch.enable_grad(), self._pooling():
-            outcome = part.outcome()
+            outcome = part.outcome(last)
         found: dict[int, Tensor] = {}
         if outcome.loss.requires_grad:
             gradients = torch.autograd.grad(outcome.loss, trained, allow_unused=True)

@@ -142,16 +142,33 @@ class ModuleState:
         for attributes in self._attributes:
             attributes.restore()
 
-    def same_as(self, other: ModuleState) -> bool:
+    @property
+    def has_metrics(self) -> bool:
+        """Whether there are torchmetrics objects among the modules."""
+        return any(attributes.is_metric for attributes in self._attributes)
+
+    @torch.no_grad()
+    def restore_metrics(self) -> None:
+        """Puts back the state of torchmetrics objects only."""
+        for attributes in self._attributes:
+            if attributes.is_metric:
+                attributes.restore()
+
+    def same_as(self, other: ModuleState, metrics: bool = True) -> bool:
         """Whether the modules were in the same state both times, as far as it is remembered here.
 
         In doubt, for instance about an object of a kind that cannot be compared, the answer is no.
+
+        Args:
+            other: The other time.
+            metrics: Whether the state of torchmetrics objects counts.
         """
         if len(self._buffers) != len(other._buffers) or len(self._attributes) != len(other._attributes):
             return False
         buffers = zip(self._buffers, other._buffers, strict=True)
         return all(b is c and same(v, w) for (b, v), (c, w) in buffers) and all(
-            mine.same_as(others) for mine, others in zip(self._attributes, other._attributes, strict=True)
+            (mine.is_metric and not metrics) or mine.same_as(others)
+            for mine, others in zip(self._attributes, other._attributes, strict=True)
         )
 
 
@@ -160,6 +177,7 @@ class _Attributes:
 
     def __init__(self, owner: nn.Module, copy_tensors: bool) -> None:
         self._owner = owner
+        self.is_metric = copy_tensors
         self._values = vars(owner).copy()
         self._contents: list[tuple[Any, Any]] = []
         #: Metrics that the module keeps in plain containers, where nn.Module does not see them.

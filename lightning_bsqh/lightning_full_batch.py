@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_bsqh.boundaries import recording
 from lightning_bsqh.full_batch import FullBatch
-from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part, detached
+from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part, detached, with_metrics_of
 from lightning_bsqh.isolation import RandomState, same, without_trace
 from lightning_bsqh.lightning_sweeps import LightningSweeps, _copy, _versions, loss_of
 from lightning_bsqh.sweeps import check_loss
@@ -180,7 +180,7 @@ class LightningPart(LightningSweeps, Part):
             self._batch = held
         assert self._before is not None
         if before is not None:
-            self.note(unchanged and self._before.same_as(before))
+            self.note(unchanged and self._before.same_as(before, metrics=False))
         self._place, self.samples = place, samples
 
     def forward(self, batch: tuple[Any, ...], step: Callable[[], Any], alone: bool) -> tuple[Any, Outcome | None]:
@@ -197,7 +197,7 @@ class LightningPart(LightningSweeps, Part):
         assert self._start is not None
         assert self._before is not None
         log = Log()
-        with log.listening(self._module, self._before.modules):
+        with log.listening(self._before.modules):
             output = step()
         loss = loss_of(output)
         self.end(batch, has_loss=loss is not None)
@@ -207,7 +207,7 @@ class LightningPart(LightningSweeps, Part):
             return output, None
         check_loss(loss, "training_step")
         drew_nothing = self._start.same_as(RandomState.capture(self._devices))
-        return output, Outcome(loss, drew_nothing, self._before.again(), detached(output), log.calls)
+        return output, Outcome(loss, drew_nothing, self._before, self._before.again(), detached(output), log.calls)
 
     def replay(self, outcome: Outcome, gradients: Sequence[Tensor | None] | None, parameters: Sequence[Tensor]) -> Any:
         """Does all that training_step would do again.
@@ -236,17 +236,22 @@ class LightningPart(LightningSweeps, Part):
         return float(self._again(keep=False).loss)
 
     @override
-    def outcome(self) -> Outcome:
-        return self._again(keep=True)
+    def outcome(self, last: Outcome | None = None) -> Outcome:
+        return self._again(keep=True, last=last)
 
-    def _again(self, keep: bool) -> Outcome:
+    @override
+    def starts_like(self, outcome: Outcome) -> bool:
+        return self._before is not None and outcome.before is not None and self._before.same_as(outcome.before)
+
+    def _again(self, keep: bool, last: Outcome | None = None) -> Outcome:
         """One more forward without a trace."""
         assert self._start is not None, "training_step comes first"
         assert self._before is not None
         batch = _copy(self._on_device(), tensors=bool(self._writes_batch))
         log = Log()
         with without_trace(self._module, self._start, self._before, self._devices):
-            with log.only(self._module, self._before.modules), self._context():
+            before = with_metrics_of(last, self._before)
+            with log.instead(self._module, self._before.modules), self._context():
                 trial_loss = getattr(self._module, "trial_loss", None)
                 if callable(trial_loss):
                     return Outcome(check_loss(trial_loss(batch[0], self._place), "trial_loss", adjoint=False), False)
@@ -259,7 +264,7 @@ class LightningPart(LightningSweeps, Part):
             if not keep:
                 return Outcome(loss, False)
             pure = self.is_repeatable and self._start.same_as(RandomState.capture(self._devices))
-            return Outcome(loss, pure, self._before.again(), output, log.calls)
+            return Outcome(loss, pure, before, self._before.again(), output, log.calls)
 
     def _on_device(self) -> tuple[Any, ...]:
         back: tuple[Any, ...] = apply_to_collection(self._batch, _OnHost, lambda tensor: tensor.on_device())
@@ -317,14 +322,12 @@ class Log:
         self.calls: list[tuple[nn.Module, str, tuple[Any, ...], dict[str, Any]]] = []
         self.went_outside = False
 
-    @contextmanager
-    def listening(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
-        """Notes the calls and lets them through."""
-        with self._replaced(parts, through=True):
-            yield
+    def listening(self, parts: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        """Notes the calls of all modules among ``parts`` and lets them through."""
+        return self._replaced(parts, through=True)
 
     @contextmanager
-    def only(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
+    def instead(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
         """Notes the calls instead of letting them through, and keeps the Trainer's loggers away."""
         trainer = module.trainer
         loggers = trainer.loggers

@@ -233,9 +233,13 @@ def write_same_weight(module: Rescaling) -> None:
         module.network[0].weight.copy_(module.network[0].weight.clone())
 
 
+def freeze(module: Rescaling) -> None:
+    module.network[0].weight.requires_grad_(False)
+
+
 @pytest.mark.parametrize("size", [SAMPLES, 32])
 @pytest.mark.parametrize(
-    "change", [change_weight, change_weight_behind_autograd, change_frozen, change_attribute, write_same_weight]
+    "change", [change_weight, change_weight_behind_autograd, change_frozen, change_attribute, write_same_weight, freeze]
 )
 def test_what_others_change_is_noticed(change: Callable[[Rescaling], None], size: int) -> None:
     results = []

@@ -14,7 +14,7 @@ import torchmetrics
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
+from lightning_bsqh.isolation import ModuleState, RandomState, same, without_trace
 
 
 def draw() -> list[float]:
@@ -208,3 +208,95 @@ def test_without_trace_of_an_unknown_module_keeps_the_generators() -> None:
     with without_trace(None, start, None, []):
         assert draw() == first
     assert torch.equal(torch.get_rng_state(), after)
+
+
+# ---------------------------------------------------------------------- comparisons
+
+
+@pytest.mark.parametrize("generator", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_generators_tell_whether_anything_was_drawn(generator: Any) -> None:
+    state = RandomState.capture()
+    assert state.same_as(RandomState.capture())
+    generator()
+    assert not state.same_as(RandomState.capture())
+
+
+def test_same() -> None:
+    x = torch.arange(3.0)
+    thing = object()
+    nest = {"a": [x, 1, "b"], "c": (None, {2}, thing), "d": torch.device("cpu")}
+    assert same(nest, {"a": [x.clone(), 1, "b"], "c": (None, {2}, thing), "d": torch.device("cpu")})
+    for other in (
+        {**nest, "a": [x + 1, 1, "b"]},
+        {**nest, "a": [x.double(), 1, "b"]},
+        {**nest, "a": [x[:2], 1, "b"]},
+        {**nest, "a": (x, 1, "b")},
+        {**nest, "a": [x, 1.0, "b"]},
+        {**nest, "c": (None, {2}, object())},
+        {**nest, "d": None},
+        {"a": nest["a"]},
+    ):
+        assert not same(nest, other)
+    assert not same(torch.tensor(float("nan")), torch.tensor(float("nan"))), "in doubt no"
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.mean = torchmetrics.MeanMetric()
+        self.count = 0
+        self.history: list[Tensor] = []
+        self.generator = torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.norm(torch.randn(4, 2)),
+        lambda m: setattr(m, "count", 1),
+        lambda m: setattr(m, "new", 1),
+        lambda m: m.history.append(torch.zeros(1)),
+        lambda m: torch.rand(1, generator=m.generator),
+        lambda m: m.eval(),
+        lambda m: m.mean.update(torch.ones(1)),
+    ],
+)
+def test_module_states_tell_whether_anything_has_changed(change: Any) -> None:
+    module = Stateful()
+    state = ModuleState(module)
+    assert state.same_as(state.again())
+    assert state.same_as(ModuleState(module))
+    change(module)
+    assert not state.same_as(state.again())
+    after = state.again()
+    state.restore()
+    assert state.same_as(ModuleState(module))
+    assert not after.same_as(ModuleState(module)), "what a state holds is its own"
+    after.restore()
+    assert after.same_as(ModuleState(module))
+
+
+def test_metrics_may_be_left_out() -> None:
+    module = Stateful()
+    state = ModuleState(module)
+    assert state.has_metrics
+    assert not ModuleState(nn.BatchNorm1d(2)).has_metrics
+    module.mean.update(torch.ones(1))
+    counted = state.again()
+    assert counted.same_as(state, metrics=False)
+    module.count = 1
+    assert not state.again().same_as(state, metrics=False)
+    state.restore_metrics()
+    assert module.count == 1
+    assert module.mean._update_count == 0
+    counted.restore_metrics()
+    assert module.mean.compute() == 1.0
+
+
+def test_metrics_that_were_reset_are_the_same() -> None:
+    module = Stateful()
+    state = ModuleState(module)
+    module.mean(torch.ones(1))
+    module.mean.reset()
+    assert state.same_as(state.again())
