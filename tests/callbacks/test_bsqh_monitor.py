@@ -67,9 +67,8 @@ def rows(folder: Path, key: str) -> dict[int, dict[str, str]]:
     found: dict[int, dict[str, str]] = {}
     with open(folder / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
-            if row.get(key):
-                found.setdefault(int(row["step"]), {}).update({k: v for k, v in row.items() if v})
-    return found
+            found.setdefault(int(row["step"]), {}).update({k: v for k, v in row.items() if v})
+    return {step: values for step, values in found.items() if key in values}
 
 
 def test_every_key_at_every_step_agrees_with_a_recomputation(tmp_path: Path) -> None:
