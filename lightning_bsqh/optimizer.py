@@ -205,6 +205,18 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return self._step
 
     @property
+    def layers(self) -> list[Layer]:
+        """The layers λ_l, in the order of the network."""
+        return [layer for layer, _ in self._layers]
+
+    def regularizer_of(self, layer: Layer) -> str:
+        """What R is for one layer's regularised weights, as a user would write it."""
+        order = [n for other in self.layers for n in other.parameters if n in other.regularized]
+        return repr(
+            self.regularizer.restricted_to([order.index(n) for n in layer.parameters if n in layer.regularized])
+        )
+
+    @property
     def converged(self) -> bool:
         """Full-batch mode: whether τ of the last accepted step was less than κ, with all constraints met in full."""
         # As long as a ramp tightens, a short step does not mean that the training is over.

@@ -9,13 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary, StochasticWeightAveraging
 from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -27,6 +27,7 @@ from lightning_bsqh.layers import check_layers, find_layers
 from lightning_bsqh.lightning_full_batch import LightningFullBatch
 from lightning_bsqh.lightning_sweeps import LightningSweeps, loss_of
 from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.regularizers.by_name import check_option
 from lightning_bsqh.sweeps import check_loss
@@ -132,6 +133,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._resumed_random: RandomState | None = None
+        self._progress: ProgressMetrics | None = None
 
     # ------------------------------------------------------------------ devices
 
@@ -255,6 +257,10 @@ class BSQHStrategy(SingleDeviceStrategy):
                 )
         self.optimizers = [optimizer]
         self.lr_scheduler_configs = []
+        self._detach_progress()
+        self._progress = ProgressMetrics(trainer, optimizer)
+        if any(isinstance(c, ModelSummary) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_info("\n" + layer_summary(optimizer))
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
         if optimizer.full_batch is not None:
@@ -412,7 +418,13 @@ class BSQHStrategy(SingleDeviceStrategy):
             self._has_own_configure_optimizers = True
         self._sweeps = None
         self._resumed_random = None
+        self._detach_progress()
         super().teardown()
+
+    def _detach_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.detach()
+        self._progress = None
 
     @classmethod
     @override
