@@ -62,13 +62,14 @@ class AugmentationMonitor(L.Callback):
         if is_new:
             self.accepted_trials += report.accepted
             self.rejected_trials += report.trials - report.accepted
-        values = self._values(report, optimizer)
-        # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
-        show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
         every = 1 if full_batch and self.every_n_steps is None else self.every_n_steps
-        done = optimizer.iterations if full_batch else trainer.global_step
-        if is_new and is_due(every, trainer, done):
-            write(trainer, values)
+        due = is_due(every, trainer, optimizer.iterations if full_batch else trainer.global_step)
+        if due or full_batch or self.every_n_steps is None:
+            values = self._values(report, optimizer)
+            # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
+            show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
+            if due and is_new:
+                write(trainer, values)
 
     @override
     def state_dict(self) -> dict[str, Any]:
