@@ -12,7 +12,8 @@ and "backtracking" start at --starts times that best ε⁰, or times --around wh
 
 Every finished training is a line of runs.jsonl in the output folder and is not repeated, so the table can be made in
 pieces. A line belongs to the code and the settings of the rule that made it: after a change of the rule the old lines
-stay but no longer count. Table and picture are made of all lines that count: epsilon.md, epsilon.png.
+stay but no longer count. What trains around the rule is not looked at: after a change there, take an empty folder.
+Table and picture are made of all lines that count: epsilon.md, epsilon.png.
 """
 
 from __future__ import annotations
@@ -475,7 +476,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.mnist:
         tasks.append(Task("mnist", "MNIST, LeNet-5", LeNet5, MNISTDataModule(options.mnist), options.epochs or 5))
     if options.cifar10:
-        data = CIFAR10DataModule(options.cifar10, train_images=20000)
+        # Decoding takes a while: once for all pieces of the table.
+        data = CIFAR10DataModule(options.cifar10, train_images=20000, cache_dir=str(options.output))
         tasks.append(Task("cifar10", "CIFAR-10, ResNet-8", ResNet8, data, options.epochs or 10))
     tasks = [task for task in tasks if task.name in options.networks]
     for name in options.networks:
