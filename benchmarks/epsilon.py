@@ -40,6 +40,7 @@ import lightning.pytorch as pl
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -417,15 +418,23 @@ def write_markdown(lines: Sequence[Row], path: Path) -> None:
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
+def colour(times_best: float) -> str:
+    """The same for the same power of ten in all panels."""
+    return COLOURS[min(max(round(math.log10(times_best)) + 2, 0), len(COLOURS) - 1)]
+
+
 def draw(tasks: Sequence[Task], runs: Sequence[Run], sparsity: float, png: Path) -> None:
     """For each network, at one sparsity and the first seed: ε, rejections and test error over the training."""
-    figure = Figure(figsize=(12.0, 3.6 * len(tasks)), layout="constrained")
+    figure = Figure(figsize=(12.0, 3.2 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     for task, axes in zip(tasks, figure.subplots(len(tasks), 3, squeeze=False), strict=True):
         key = (task.name, task.epochs, sparsity)
         best = best_fixed(runs, key)
-        chosen = [(f"curvature, ε⁰ = {e:g}", each[0]) for e, each in by_epsilon(runs, key, "curvature").items()]
-        styles: list[dict[str, Any]] = [{"color": COLOURS[i % len(COLOURS)]} for i in range(len(chosen))]
+        chosen: list[tuple[str, Run]] = []
+        styles: list[dict[str, Any]] = []
+        for epsilon, each in by_epsilon(runs, key, "curvature").items():
+            chosen.append((f"curvature, ε⁰ = {epsilon:g}", each[0]))
+            styles.append({"color": colour(epsilon / (best or make_metric(METRIC).default_epsilon))})
         if best is not None:
             chosen.append((f"fixed, ε⁰ = {best:g} (best)", by_epsilon(runs, key, "fixed")[best][0]))
             styles.append({"color": "black", "linestyle": "--"})
@@ -439,12 +448,15 @@ def draw(tasks: Sequence[Task], runs: Sequence[Run], sparsity: float, png: Path)
         axes[0].set(yscale="log", xlabel="iteration", ylabel="ε (with the raise at the end)")
         axes[1].set(xlabel="epoch", ylabel="rejected trials (%)", ylim=(0, None))
         axes[2].set(yscale="log", xlabel="epoch", ylabel="test error (%)")
+        axes[2].yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axes[2].yaxis.set_major_formatter("{x:g}")
+        axes[2].yaxis.set_minor_locator(NullLocator())
         axes[0].set_title(f"{task.title}, {sparsity:.0%} zeros", loc="left")
         axes[2].legend(fontsize=8, frameon=False)
         for each_axes in axes:
             each_axes.grid(alpha=0.3)
             each_axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(png, dpi=90)
+    figure.savefig(png, dpi=80)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
