@@ -174,13 +174,17 @@ class Curvature(Augmentation):
     tightened constraint are left out: there û − w is mostly thresholding. A rejected trial raises ε to its
     own target at once, by 10 % at least and a factor of two at most.
 
+    A start may be far off. One below the floor is raised to it: the test accepts now and then a step that
+    is far too long, and what such a step destroys no later ε brings back. One that is too large is halved
+    by every accepted trial until it has come within a factor e of the target for the first time.
+
     Args:
-        epsilon: Start ε⁰ > 0. None takes the metric's.
+        epsilon: Start ε⁰ > 0; the floor if that is higher. None takes the metric's.
         safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
             û − w. At s = 0.5 the model predicts no decrease any more.
         memory: Decay in [0, 1) of the averages per batch.
-        floor: The target never lies below it, so that the rule does not take steps too long for any network
-            however flat the loss looks along them. None takes the metric's.
+        floor: Neither start nor target lies below it, so that the rule does not take steps too long for any
+            network however flat the loss looks along them. None takes the metric's, 0 has none.
         smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
         fall: Largest decrease of ln ε by one accepted trial, > 0.
         rise: Largest increase of ln ε by one accepted trial, > 0.
@@ -211,12 +215,15 @@ class Curvature(Augmentation):
         self.rise = number("rise", rise, low=0.0, open_low=True)
         self._second_order = 0.0
         self._tau = 0.0
+        # Whether ε has been near its target once: from then on it falls slowly.
+        self._settled = False
 
     @override
     def prepare(self, default_epsilon: float, default_floor: float) -> None:
         super().prepare(default_epsilon, default_floor)
         if self.floor is None:
             self.floor = default_floor
+        self.epsilon = max(self.epsilon, self.floor)
 
     @override
     def observe(self, trial: Trial) -> None:
@@ -224,10 +231,21 @@ class Curvature(Augmentation):
             own = trial.curvature
             target = math.inf if own is None else self.safety * own / 2.0
             self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
-        elif trial.curvature is not None and not trial.tightened:
-            self._average(trial)
-            target = max(self.safety * self._second_order / self._tau, self.floor or 0.0)
-            distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
+        elif not trial.tightened:
+            if trial.curvature is not None:
+                self._average(trial)
+                self._follow(max(self.safety * self._second_order / self._tau, self.floor or 0.0))
+            elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
+                # So short a step that its second order drowns in rounding, of which it is no more than once.
+                self._follow(max(self.safety * trial.resolution / trial.tau, self.floor or 0.0), only_bound=True)
+
+    def _follow(self, target: float, only_bound: bool = False) -> None:
+        """Moves ε towards a target, or halves it if it is far above the target's bound."""
+        distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
+        if not self._settled and -math.inf < distance < -1.0:
+            self.epsilon *= max(target / self.epsilon, 0.5)
+        elif not only_bound:
+            self._settled = self._settled or distance >= -1.0
             self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
 
     def _average(self, trial: Trial) -> None:
@@ -238,10 +256,11 @@ class Curvature(Augmentation):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "second_order": self._second_order, "tau": self._tau}
+        return {**super().state_dict(), "second_order": self._second_order, "tau": self._tau, "settled": self._settled}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._second_order = float(state.get("second_order", 0.0))
         self._tau = float(state.get("tau", 0.0))
+        self._settled = bool(state.get("settled", True))

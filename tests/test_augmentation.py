@@ -12,7 +12,13 @@ from lightning_bsqh import Backtracking, Curvature
 from lightning_bsqh.augmentation import CosineRaise, Trial
 
 
-def trial(curvature: float = 4.0, accepted: bool = True, tightened: bool = False, tau: float = 0.1) -> Trial:
+def trial(
+    curvature: float = 4.0,
+    accepted: bool = True,
+    tightened: bool = False,
+    tau: float = 0.1,
+    resolution: float = 0.0,
+) -> Trial:
     """A trial on a quadratic model with the given curvature along the step."""
     slope = 0.3
     return Trial(
@@ -22,7 +28,7 @@ def trial(curvature: float = 4.0, accepted: bool = True, tightened: bool = False
         tau=tau,
         accepted=accepted,
         tightened=tightened,
-        resolution=0.0,
+        resolution=resolution,
     )
 
 
@@ -42,22 +48,79 @@ def test_curvature_finds_the_target_from_anywhere(start: float) -> None:
     assert rule.epsilon == pytest.approx(0.6 * 4.0 / 2, rel=1e-6)
 
 
+def settled(epsilon: float = 1.0, **options: float) -> Curvature:
+    """A rule whose ε is at its target; the next trial alone decides where it goes."""
+    rule = Curvature(epsilon=epsilon, memory=0.0, **options)
+    rule.observe(trial(curvature=2.0 * epsilon / rule.safety))
+    assert rule.epsilon == pytest.approx(epsilon)
+    return rule
+
+
 def test_curvature_moves_within_its_limits() -> None:
-    rule = Curvature(epsilon=1.0, fall=0.05, rise=0.1)
+    rule = settled(fall=0.05, rise=0.1)
     rule.observe(trial(curvature=1e-9))
     assert rule.epsilon == pytest.approx(math.exp(-0.05))
-    rule = Curvature(epsilon=1.0, fall=0.05, rise=0.1)
+    rule = settled(fall=0.05, rise=0.1)
     rule.observe(trial(curvature=1e9))
     assert rule.epsilon == pytest.approx(math.exp(0.1))
+
+
+@pytest.mark.parametrize("factor", [10.0, 1e3, 1e6])
+def test_a_start_far_too_large_is_halved_until_it_is_near_the_target(factor: float) -> None:
+    rule = Curvature(epsilon=factor, safety=0.5 + 1e-9)
+    steps = 0
+    while rule.epsilon > math.e:
+        before = rule.epsilon
+        rule.observe(trial(curvature=4.0))
+        assert rule.epsilon >= before / 2
+        steps += 1
+    assert steps <= math.log2(factor)
+    near = rule.epsilon
+    rule.observe(trial(curvature=4.0))
+    # Near its target ε falls slowly, and goes on to do so however small the target becomes.
+    for _ in range(50):
+        before = rule.epsilon
+        rule.observe(trial(curvature=1e-9))
+        assert rule.epsilon >= before * math.exp(-0.05) * (1 - 1e-12)
+    assert rule.epsilon < near
+
+
+def test_a_start_near_the_target_falls_slowly_from_the_first_trial() -> None:
+    rule = Curvature(epsilon=2.5)
+    rule.observe(trial(curvature=2.0 / rule.safety))
+    assert rule.epsilon == pytest.approx(2.5 * math.exp(0.05 * math.log(1.0 / 2.5)))
+
+
+def test_a_start_too_large_for_the_loss_to_show_a_curvature_is_halved_too() -> None:
+    # The second order, 2e-9, is below the rounding error of the loss, 1e-6.
+    unseen = trial(curvature=4e-5, tau=1e-4, resolution=1e-6)
+    assert unseen.curvature is None
+    rule = Curvature(epsilon=1e6)
+    rule.observe(unseen)
+    assert rule.epsilon == pytest.approx(5e5)
+    # The bound s·resolution/τ tells nothing about an ε below it.
+    near = Curvature(epsilon=1e-3)
+    near.observe(unseen)
+    assert near.epsilon == 1e-3
+    later = settled(1e6)
+    later.observe(unseen)
+    assert later.epsilon == pytest.approx(1e6)
+
+
+def test_a_start_below_the_floor_is_raised_to_it() -> None:
+    for start, floor, expected in ((0.01, None, 5.0), (7.0, None, 7.0), (0.01, 3.0, 3.0), (0.01, 0.0, 0.01)):
+        rule = Curvature(epsilon=start, floor=floor)
+        rule.prepare(default_epsilon=9.0, default_floor=5.0)
+        assert rule.epsilon == expected
 
 
 def test_negative_curvature_on_one_batch_does_no_harm() -> None:
     rule = Curvature(epsilon=1.2)
     for _ in range(200):
         rule.observe(trial())
-    settled = rule.epsilon
+    before = rule.epsilon
     rule.observe(trial(curvature=-1.0))
-    assert rule.epsilon > 0.95 * settled
+    assert rule.epsilon > 0.95 * before
 
 
 def test_the_target_stays_above_the_floor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +15,12 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses, and what reads its own source, look their module up.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -57,3 +60,45 @@ def test_certificate_of_a_full_batch_training() -> None:
     assert result.total >= 0.0
     assert 0.0 <= zeros < 1.0
     assert 0.0 <= accuracy <= 1.0
+
+
+def test_epsilon_compares_the_rules_and_repeats_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    benchmark = load("epsilon")
+    arguments = ["--networks", "digits", "--epochs", "2", "--sparsities", "0.9", "--scan", "62.5"]
+    arguments += ["--starts", "0.01", "--rules", "fixed", "curvature", "--drawn-sparsity", "0.9"]
+    arguments += ["--output", str(tmp_path)]
+    assert benchmark.main(arguments) == 0
+    runs = benchmark.read(tmp_path / "runs.jsonl")
+    assert [(run.setting.rule, run.setting.epsilon) for run in runs] == [("fixed", 62.5), ("curvature", 0.625)]
+    for run in runs:
+        assert run.zeros == pytest.approx(0.9, abs=1e-4)
+        assert 0.0 <= run.rejected < 1.0
+        assert len(run.accuracies) == len(run.rejections) == 2
+        assert all(epsilon > 0 for _, epsilon in run.epsilons)
+    assert runs[1].epsilons[0][1] >= 25.0  # raised to the metric's floor
+    assert (tmp_path / "epsilon.png").stat().st_size > 0
+    assert "curvature" in (tmp_path / "epsilon.md").read_text(encoding="utf-8")
+
+    before = (tmp_path / "runs.jsonl").read_text(encoding="utf-8")
+    stale = before.replace(runs[1].setting.fingerprint, "00000000")
+    assert benchmark.main(arguments) == 0
+    assert (tmp_path / "runs.jsonl").read_text(encoding="utf-8") == before
+    # What another version of a rule has done does not count.
+    (tmp_path / "runs.jsonl").write_text(stale, encoding="utf-8")
+    assert [run.setting.rule for run in benchmark.read(tmp_path / "runs.jsonl")] == ["fixed"]
+    assert benchmark.main(["--networks", "mnist", "--output", str(tmp_path / "none")]) == 0
+    assert "mnist is left out" in capsys.readouterr().out
+
+
+def test_epsilon_calls_a_fixed_start_back_after_every_iteration() -> None:
+    benchmark = load("epsilon")
+    from lightning_bsqh.augmentation import Trial
+
+    rule = benchmark.Fixed(10.0, max_trials=3)
+    seen = []
+    for accepted in (False, False, True, True, False, False, False):
+        rule.observe(Trial(1.0, 0.0, 1.0, 1.0, accepted, False, 0.0))
+        seen.append(rule.epsilon)
+    assert seen == [15.0, 22.5, 10.0, 10.0, 15.0, 22.5, 10.0]

@@ -66,7 +66,7 @@ REGULARIZERS = {
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
 RULES = {
     "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
-    "curvature": lambda e: (Curvature(epsilon=e, floor=1.0), CurvatureTwin(e, floor=1.0)),
+    "curvature": lambda e: (Curvature(epsilon=e, floor=0.2), CurvatureTwin(e, floor=0.2)),
 }
 
 

@@ -295,6 +295,10 @@ class CurvatureTwin:
     safety: float = 0.55
     numerator: float = 0.0
     denominator: float = 0.0
+    settled: bool = False
+
+    def __post_init__(self):
+        self.epsilon = max(self.epsilon, self.floor)
 
     def observe(self, accepted, change, slope, tau, tightened):
         second_order = change + slope
@@ -306,8 +310,13 @@ class CurvatureTwin:
             self.numerator = 0.9 * self.numerator + 0.1 * second_order
             self.denominator = 0.9 * self.denominator + 0.1 * tau
             target = max(self.safety * self.numerator / self.denominator, self.floor)
-            move = 0.05 * math.log(target / self.epsilon) if target > 0 else -math.inf
-            self.epsilon *= math.exp(np.clip(move, -0.05, 0.1))
+            distance = math.log(target / self.epsilon) if target > 0 else -math.inf
+            self.settled = self.settled or distance >= -1
+            if self.settled or target <= 0:
+                self.epsilon *= math.exp(np.clip(0.05 * distance, -0.05, 0.1))
+            else:
+                # As long as ε has never been near its target: half of it, or the target itself if that is nearer.
+                self.epsilon = max(target, self.epsilon / 2)
 
 
 # ---------------------------------------------------------------- the iteration, §2
