@@ -1,7 +1,8 @@
 """Callbacks that show, or act on, what the method does."""
 
 from lightning_bsqh.callbacks.augmentation_monitor import AugmentationMonitor
+from lightning_bsqh.callbacks.magnitude_pruning import MagnitudePruning
 from lightning_bsqh.callbacks.sparse_checkpoint import SparseCheckpoint
 from lightning_bsqh.callbacks.sparsity_monitor import SparsityMonitor
 
-__all__ = ["AugmentationMonitor", "SparseCheckpoint", "SparsityMonitor"]
+__all__ = ["AugmentationMonitor", "MagnitudePruning", "SparseCheckpoint", "SparsityMonitor"]
