@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +50,8 @@ class BSQHCLI(LightningCLI):
                 metrics |= result
         if self.trainer.is_global_zero:
             for name, value in metrics.items():
-                print(f"{name:<14} {value:.4f}")
+                # A loss may be far below what four decimals show.
+                print(f"{name:<14} {value:{'.4f' if value == 0.0 or abs(value) >= 1e-3 else '.2e'}}")
             print(f"{'sparsity':<14} {values['sparsity/total']:.4f} ({values['nonzero/total']:,.0f} weights are left)")
             for kind, (zeros, total) in count_zero_groups(weights).items():
                 print(f"{'zero ' + kind:<14} {zeros / max(total, 1):.4f} ({zeros:,} of {total:,})")
@@ -58,7 +60,7 @@ class BSQHCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line.
+    """Runs the command line; modules in the present folder can be named by class path.
 
     Args:
         args: The arguments, without the program's name; None takes ``sys.argv``.
@@ -75,6 +77,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
         demo(typed[1:])
     else:
+        # Class paths may name the user's own modules in this folder, as under ``python -m``.
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.insert(0, os.getcwd())
         BSQHCLI(args)
 
 

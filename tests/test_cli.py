@@ -136,3 +136,27 @@ def test_layers_and_sweep(arguments, capsys) -> None:
     with pytest.raises(SystemExit):
         BSQHCLI(["fit", *arguments, "--print_config"])
     assert "sweep: gauss-seidel" in capsys.readouterr().out
+
+
+def test_finds_modules_in_the_present_folder(arguments, tmp_path, monkeypatch) -> None:
+    (tmp_path / "module_of_a_user.py").write_text(
+        "from lightning_bsqh.zoo import ImageClassifier\n\n\nclass Mine(ImageClassifier):\n    pass\n", encoding="utf-8"
+    )
+    # As the installed command has it: without the present folder. Restored after the test.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", ".")])
+    arguments[arguments.index("lightning_bsqh.zoo.ImageClassifier")] = "module_of_a_user.Mine"
+    main(["fit", *arguments, "--trainer.strategy", "bsqh"])
+    assert sys.path[0] == str(tmp_path)
+    main(["fit", *arguments, "--trainer.strategy", "bsqh"])
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_small_loss_is_not_printed_as_zero(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning.pytorch.Trainer.test", lambda *args, **options: [{"test_loss": 4.76e-5}])
+    arguments = ["fit", "--model", "lightning_bsqh.zoo.FunctionRegressor", "--model.network"]
+    arguments += ["lightning_bsqh.zoo.ResidualEuler", "--data", "lightning_bsqh.zoo.data.SineDataModule"]
+    arguments += ["--trainer.max_epochs", "1", "--trainer.strategy", "bsqh", "--trainer.accelerator", "cpu"]
+    arguments += ["--trainer.precision", "64-true", "--trainer.logger", "false"]
+    BSQHCLI([*arguments, "--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"])
+    assert "test_loss      4.76e-05" in capsys.readouterr().out

@@ -107,26 +107,32 @@ class InMemoryDataModule(L.LightningDataModule):
     """Loaders for data sets that are kept in memory; a subclass fills them in ``setup``.
 
     Training batches are shuffled by torch's default generator (``seed_everything`` fixes them) and
-    an incomplete last one is dropped. Without a validation set there is no validation loop: the test
-    set never stands in for it.
+    an incomplete last one is dropped, unless ``shuffle`` is off. Without a validation set there is no
+    validation loop: the test set never stands in for it.
 
     Args:
         batch_size: Images per batch, at least 1.
         num_workers: Processes that prepare batches; 0 prepares them in the main process, which is
             the fastest for all but heavy augmentation.
+        shuffle: Whether training batches are drawn at random. If not they are the same in every epoch and none is
+            dropped, as full-batch mode wants them.
 
     Raises:
+        TypeError: If ``shuffle`` is no bool.
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, batch_size: int, num_workers: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, shuffle: bool = True) -> None:
         super().__init__()
+        if not isinstance(shuffle, bool):
+            raise TypeError(f"shuffle must be True or False, got {shuffle!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.shuffle = shuffle
         self.train_set: TensorImages | None = None
         self.val_set: TensorImages | None = None
         self.test_set: TensorImages | None = None
@@ -138,9 +144,9 @@ class InMemoryDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of exactly ``batch_size`` images."""
+        """Shuffled batches of exactly ``batch_size`` images; or all images in a fixed order."""
         train_set = self._ready(self.train_set, "fit")
-        if len(train_set) < self.batch_size:
+        if self.shuffle and len(train_set) < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} is more than the {len(train_set)} training images.")
         return self._loader(train_set, training=True)
 
@@ -172,8 +178,8 @@ class InMemoryDataModule(L.LightningDataModule):
         return DataLoader(
             images,
             batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
+            shuffle=training and self.shuffle,
+            drop_last=training and self.shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_collate,

@@ -17,14 +17,17 @@ class DigitsDataModule(InMemoryDataModule):
         batch_size: Images per batch.
         val_images: Number of the other 1,437 images kept for validation, 0 for none.
         num_workers: Processes that prepare batches.
+        shuffle: Whether training batches are drawn at random, an incomplete last one dropped; if not they are the same
+            in every epoch and hold all images, as full-batch mode wants them.
 
     Raises:
+        TypeError: If ``shuffle`` is no bool.
         ValueError: If an argument is out of its range.
         ModuleNotFoundError: If scikit-learn is not installed (in ``setup``).
     """
 
-    def __init__(self, batch_size: int = 64, val_images: int = 100, num_workers: int = 0) -> None:
-        super().__init__(batch_size, num_workers)
+    def __init__(self, batch_size: int = 64, val_images: int = 100, num_workers: int = 0, shuffle: bool = True) -> None:
+        super().__init__(batch_size, num_workers, shuffle)
         self.val_images = val_images
 
     @override

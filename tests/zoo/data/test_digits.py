@@ -35,6 +35,19 @@ def test_the_test_set_does_not_depend_on_options() -> None:
     assert second.val_dataloader() == []
 
 
+def test_in_a_fixed_order_for_full_batch_mode() -> None:
+    data = DigitsDataModule(batch_size=1000, val_images=0, shuffle=False)
+    data.setup("fit")
+    first, second = list(data.train_dataloader()), list(data.train_dataloader())
+    assert [len(labels) for _, labels in first] == [1000, 437]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
+    # More images asked for than there are: one batch with all of them.
+    data.batch_size = 5000
+    assert [len(labels) for _, labels in data.train_dataloader()] == [1437]
+    with pytest.raises(TypeError, match="shuffle must be True or False, got 1"):
+        DigitsDataModule(shuffle=1)
+
+
 def test_without_scikit_learn(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
