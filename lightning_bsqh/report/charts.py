@@ -12,7 +12,7 @@ from lightning_bsqh.report.names import display_names, shorten
 from lightning_bsqh.report.reading import Run
 
 #: A curve has no more points than this; of a longer one every n-th is shown, and the last.
-LARGEST = 4000
+LARGEST = 10_000
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; further lines get other dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -22,6 +22,8 @@ TEXT_COLOUR = "text"
 _REJECTED = "#D55E00"
 # With more lines than this the box of all values at one step would cover the chart: the nearest line alone is shown.
 _MOST_IN_ONE_BOX = 7
+# A longer legend would take more room than the curves.
+_LONGEST_LEGEND = 12
 
 
 @dataclass
@@ -143,10 +145,11 @@ def _epsilon(runs: Sequence[Run]) -> Chart:
         at = dict(zip(*series, strict=True))
         steps = [step for step in rejected if step in at]
         if steps:
+            mark = _REJECTED if len(runs) == 1 else colour
             chart.data.append({
                 "type": "scatter", "mode": "markers", "name": "rejected" if len(runs) == 1 else f"{run.name}: rejected",
                 "x": steps, "y": [_finite(at[step]) for step in steps], "customdata": [rejected[s] for s in steps],
-                "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": _REJECTED}},
+                "marker": {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": mark}},
                 "hovertemplate": "%{customdata} rejected<extra></extra>", "showlegend": len(runs) == 1,
             })  # fmt: skip
     return _finish(chart, "ε", log=True)
@@ -178,7 +181,10 @@ def _single(runs: Sequence[Run], single: _Single) -> Chart:
             colour, dash = _style(index)
             name = single.title if len(runs) == 1 else run.name
             chart.data.append(_line(name, run.metrics[single.key], colour, dash))
-    return _finish(chart, single.unit, log=single.log)
+    _finish(chart, single.unit, log=single.log)
+    if single.unit == "trials" and _largest(chart) <= 10.0:
+        chart.layout["yaxis"]["dtick"] = 1
+    return chart
 
 
 def _by_layer(runs: Sequence[Run], layered: _ByLayer) -> list[Chart]:
@@ -287,8 +293,7 @@ def _finish(chart: Chart, unit: str, *, log: bool = False, percent: bool = False
     # On a logarithmic axis zeros would be left out, so only where they are few.
     if log and values and min(values) >= 0.0 and len(positive) > 0.9 * len(values):
         y_axis |= {"type": "log"}
-        if max(positive) > 100.0 * min(positive):
-            y_axis |= {"exponentformat": "power", "dtick": 1 if max(positive) < 1e7 * min(positive) else 2}
+        y_axis |= _ticks(min(positive), max(positive))
         if len(positive) < len(values):
             chart.note = f"{chart.note} Values of exactly 0 have no place on the logarithmic axis.".strip()
     elif percent:
@@ -298,14 +303,28 @@ def _finish(chart: Chart, unit: str, *, log: bool = False, percent: bool = False
             y_axis |= {"range": [-0.02, 1.02]}
     every = max((trace.get("meta", {}).get("every", 1) for trace in chart.data), default=1)
     if every > 1:
-        chart.note = f"{chart.note} Of a long curve only every {every}th point is shown.".strip()
+        chart.note = f"{chart.note} Of long curves one point in {every} is shown.".strip()
     chart.layout = {
         "xaxis": {"title": {"text": "step (batches)"}, "automargin": True, "tickformat": ",d", "hoverformat": ",d"},
         "yaxis": y_axis,
         "hovermode": "x unified" if len(chart.data) <= _MOST_IN_ONE_BOX else "closest",
-        "showlegend": len(chart.data) > 1,
+        "showlegend": 1 < len(chart.data) <= _LONGEST_LEGEND,
     }
+    if len(chart.data) > _LONGEST_LEGEND:
+        chart.note = f"{chart.note} Point at a line to see which it is; the thick one is the total.".strip()
     if chart.layout["hovermode"] == "closest":
         for trace in chart.data:
             trace["hovertemplate"] = "step %{x}<br>" + trace["hovertemplate"]
     return chart
+
+
+def _largest(chart: Chart) -> float:
+    return max((y for trace in chart.data for y in trace["y"] if y is not None), default=math.inf)
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Ticks of a logarithmic axis: powers of ten, or 1, 2 and 5 times them where there are few."""
+    if high > 100.0 * low:
+        return {"exponentformat": "power", "dtick": 1 if high < 1e7 * low else 2}
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return {"tickvals": [float(f"{digit}e{power}") for power in decades for digit in (1, 2, 5)], "tickformat": ",~r"}

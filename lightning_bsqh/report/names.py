@@ -14,12 +14,11 @@ def shorten(name: str, width: int) -> str:
     """The name with its middle left out, if it is longer than ``width`` characters."""
     if len(name) <= width:
         return name
-    # The end of a layer's name says more than its beginning.
-    head = (width - 1) // 3
+    head = (width - 1) // 2
     return name[:head] + _ELLIPSIS + name[len(name) - (width - 1 - head) :]
 
 
-def display_names(names: Sequence[str], width: int = 24) -> dict[str, str]:
+def display_names(names: Sequence[str], width: int = 28) -> dict[str, str]:
     """What to show for each name: without the path common to all, at most about ``width`` characters, all different.
 
     Where two names are the same after shortening, the later ones get a number.

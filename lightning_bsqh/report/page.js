@@ -33,7 +33,8 @@ function draw() {
     };
     const config = {
       responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      // Named one by one: none that would send anything anywhere.
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     };
     const box = document.getElementById(`chart-${index}`);
     // Many lines have a legend of many rows: the curves keep their height.

@@ -100,12 +100,21 @@ def _chart_card(index: int, chart: Chart) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[str], numbers_from: int = 1) -> str:
-    """A table in a box that scrolls by itself where the window is narrow; cells are HTML already."""
+def _table(head: Sequence[str], rows: Iterable[str], numbers_from: int = 1, above: str = "") -> str:
+    """A table in a box that scrolls by itself where the window is narrow.
+
+    Args:
+        head: Titles of the columns, as HTML.
+        rows: Rows as HTML.
+        numbers_from: The first column whose title stands to the right, as numbers do.
+        above: A row above the titles, as HTML.
+    """
     cells = "".join(
         f"<th{' class=number' if index >= numbers_from else ''}>{text}</th>" for index, text in enumerate(head)
     )
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table><thead>{above}<tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _summary(runs: Sequence[Run]) -> str:
@@ -181,30 +190,37 @@ def _layer_table(runs: Sequence[Run]) -> str:
     if not tensors:
         return _logged_layers(runs)
     shown = display_names(list(tensors), width=32)
-    head = ["weights of the checkpoint"]
-    for run in runs:
-        prefix = "" if len(runs) == 1 else f"{escape(run.name)}: "
-        head += [f"{prefix}shape", "weights", "zeros", "share zero", "empty filters or rows"]
+    columns = ["zeros", "share zero", "empty filters or rows"]
+    head = ["tensor in the checkpoint", "shape", "weights", *(columns * len(runs))]
+    above = "".join(f'<th class="run" colspan="{len(columns)}">{escape(run.name)}</th>' for run in runs)
     rows = []
     for name, of_runs in tensors.items():
-        free = all(weights is None or not weights.counted for weights in of_runs)
-        label = _named(name, shown[name]) + (' <span class="faint">(not regularised)</span>' if free else "")
-        cells = [f'<td class="first">{label}</td>']
-        for weights in of_runs:
-            if weights is None:
-                cells.append(f'<td class="number">{_NOTHING}</td>' * 5)
-                continue
-            size = weights.nonzero.numel()
-            cells += [f'<td class="number">{_shape(weights)}</td><td class="number">{size:,}</td>']
-            cells += [f'<td class="number">{weights.zeros:,}</td>', _share(weights.zeros / size)]
-            cells += [f'<td class="number">{weights.zero_slices:,} of {len(weights.nonzero):,}</td>']
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _table(head, rows)
+        # One row for each shape: networks may differ from run to run.
+        for shape in dict.fromkeys(_shape(weights) for weights in of_runs if weights is not None):
+            of_shape = [w if w is not None and _shape(w) == shape else None for w in of_runs]
+            rows.append(f"<tr>{_layer_row(name, shown[name], shape, of_shape)}</tr>")
+    return _table(head, rows, above=f'<tr><th colspan="3"></th>{above}</tr>' if len(runs) > 1 else "")
+
+
+def _layer_row(name: str, shown: str, shape: str, of_runs: Sequence[Weights | None]) -> str:
+    present = [weights for weights in of_runs if weights is not None]
+    size = present[0].nonzero.numel()
+    label = _named(name, shown)
+    if not any(weights.counted for weights in present):
+        label += ' <span class="faint">(not regularised)</span>'
+    cells = [f'<td class="first">{label}</td><td class="number">{shape}</td><td class="number">{size:,}</td>']
+    for weights in of_runs:
+        if weights is None:
+            cells.append(f'<td class="number">{_NOTHING}</td>' * 3)
+            continue
+        cells.append(f'<td class="number">{weights.zeros:,}</td>{_share(weights.zeros / size)}')
+        cells.append(f'<td class="number">{weights.zero_slices:,} of {len(weights.nonzero):,}</td>')
+    return "".join(cells)
 
 
 def _logged_layers(runs: Sequence[Run]) -> str:
     layers = list(dict.fromkeys(layer for run in runs for layer in layer_keys(run.metrics, "sparsity")))
-    shown = display_names(layers, width=32)
+    shown = display_names([layer for layer in layers if layer != "total"], width=32) | {"total": "all layers"}
     rows = []
     for layer in layers:
         cells = []
@@ -264,7 +280,8 @@ def _settings(runs: Sequence[Run]) -> str:
 
     def table(chosen: Sequence[str]) -> str:
         rows = (
-            f"<tr{' class=differs' if key in differing else ''}><td>{escape(key)}</td>"
+            f"<tr{' class=differs' if key in differing else ''}>"
+            + f'<td class="value">{escape(key)}</td>'
             + "".join(f'<td class="value">{escape(settings.get(key, _NOTHING))}</td>' for settings in texts)
             + "</tr>"
             for key in chosen

@@ -130,8 +130,8 @@ def _read_metrics(folder: Path) -> dict[str, Series]:
     file = folder / "metrics.csv"
     if not file.is_file():
         # The usual slip: the folder above version_0, version_1, ...
-        below = sorted(path.parent for path in folder.glob("*/metrics.csv"))
-        hint = f"did you mean {below[-1]}?" if below else "train with a CSVLogger, which writes it."
+        below = sorted(folder.glob("*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns)
+        hint = f"did you mean {below[-1].parent}?" if below else "train with a CSVLogger, which writes it."
         raise RunFolderError(f"The run folder {folder} has no metrics.csv: {hint}")
     try:
         metrics = read_metrics(file)
