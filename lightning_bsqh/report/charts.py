@@ -273,11 +273,16 @@ def _line(
         "y": [_finite(value) for value in values],
         "line": {"color": colour, "dash": dash, "width": width},
         "marker": {"color": colour, "size": 9, "symbol": "diamond"},
-        "hovertemplate": f"{_escaped(full or name)}: %{{y{':.2%' if percent else ':.4g'}}}<extra></extra>",
+        "hovertemplate": f"{_in_lines(full or name)}: %{{y{':.2%' if percent else ':.4g'}}}<extra></extra>",
     }
     if every > 1:
         trace["meta"] = {"every": every}
     return trace
+
+
+def _in_lines(name: str, width: int = 36) -> str:
+    """The full name in lines that fit on a phone."""
+    return "<br>".join(_escaped(name[start : start + width]) for start in range(0, len(name), width))
 
 
 def _escaped(text: str) -> str:

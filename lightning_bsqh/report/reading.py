@@ -110,6 +110,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     notes: list[str] = []
     settings, settings_file = _read_settings(folder, notes)
     checkpoint, content = _read_checkpoint(folder, notes)
+    step = content.get("global_step")
     layers = [key.removeprefix("sparsity/") for key in metrics if key.startswith("sparsity/")]
     return Run(
         name=run_names([folder])[0] if name is None else name,
@@ -118,7 +119,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         settings=settings,
         settings_file=settings_file,
         checkpoint=checkpoint,
-        checkpoint_step=content.get("global_step"),
+        checkpoint_step=step if isinstance(step, int) else None,
         weights=_weights(content.get("state_dict", {}), [layer for layer in layers if layer != "total"]),
         notes=notes,
     )
@@ -207,7 +208,8 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _best_name(content: Mapping[str, Any]) -> str:
     """The file name of the best checkpoint that a ModelCheckpoint noted; empty if there is none."""
-    for state in content.get("callbacks", {}).values():
+    callbacks = content.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         if isinstance(state, Mapping) and state.get("best_model_path"):
             return Path(state["best_model_path"]).name
     return ""
@@ -216,7 +218,9 @@ def _best_name(content: Mapping[str, Any]) -> str:
 def _weights(state: Mapping[str, Any], layers: Sequence[str]) -> list[Weights]:
     weights = []
     for name, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.dim() >= 2 and tensor.numel() and tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            continue
+        if tensor.dim() >= 2 and tensor.numel() and tensor.is_floating_point():
             # A layer may be a block that has the tensor further inside.
             counted = not layers or any(name.startswith(f"{layer}.") or name == layer for layer in layers)
             weights.append(Weights(name, tensor != 0, counted))

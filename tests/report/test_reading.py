@@ -54,6 +54,16 @@ def test_unreadable_checkpoint_is_a_note(tmp_path, content: bytes) -> None:
     assert "best.ckpt could not be read" in run.notes[0]
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_a_checkpoint_of_a_plain_loop(tmp_path) -> None:
+    state = {"w": torch.eye(2).to_sparse(), "index": torch.ones(2, 2, dtype=torch.int64), "weight": torch.eye(2)}
+    make_run(tmp_path)
+    torch.save({"state_dict": state, "callbacks": []}, tmp_path / "checkpoints" / "best.ckpt")
+    run = read_run(tmp_path)
+    assert [(w.name, w.zeros, w.counted) for w in run.weights] == [("weight", 2, False)]
+    assert (run.checkpoint_step, run.notes) == (None, [])
+
+
 class _Evil:
     def __reduce__(self):
         return (os.mkdir, ("evil",))
