@@ -1,4 +1,4 @@
-"""The command ``lightning-bsqh``: LightningCLI with a test after the fit, and the demo."""
+"""The command ``lightning-bsqh``: LightningCLI with a test after the fit, the demo and the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lightning_bsqh.callbacks.sparsity_monitor import count_zero_groups, layer_w
 
 _DESCRIPTION = (
     "Trains sparse networks by the batch sequential quadratic Hamiltonian method. "
-    "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo"
+    "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo. "
+    "What a run has left is shown by: lightning-bsqh report RUN_FOLDER"
 )
 
 
@@ -69,6 +70,11 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: If an argument is wrong, or jsonargparse is not installed.
     """
     typed = sys.argv[1:] if args is None else args
+    if typed and typed[0] == "report":
+        from lightning_bsqh.report.command import main as report
+
+        report(typed[1:])
+        return
     # What jsonargparse[signatures] brings; LightningCLI cannot do without either.
     if any(importlib.util.find_spec(name) is None for name in ("jsonargparse", "typeshed_client")):
         raise SystemExit('lightning-bsqh needs jsonargparse: pip install "jsonargparse[signatures]"')

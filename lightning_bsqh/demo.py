@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from lightning_bsqh.callbacks.sparsity_monitor import count_zeros, layer_weights
 from lightning_bsqh.cli import BSQHCLI
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.plot import plot_training, short_names
+from lightning_bsqh.report import write_report
+from lightning_bsqh.report.command import how_to_open
 
 _RECIPE = "digits_lenet5.yaml"
 
@@ -87,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_bar: bool = True) -> DemoResult:
-    """Trains by the recipe, tests the best sparse checkpoint and draws the training.
+    """Trains by the recipe, tests the best sparse checkpoint, draws the training and writes the report.
 
     Args:
         output: Run folder, made if needed; what an earlier run left there is replaced.
@@ -131,6 +134,14 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     if wandb_logger is not None:
         files["W&B offline run"] = _finish_wandb()
     plot_training(files["metrics"], files["picture"])
+    # The settings, for the report and to repeat the run.
+    cli.parser.save(cli.config, output / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+    if importlib.util.find_spec("plotly") is None:
+        print(
+            'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
+        )
+    else:
+        files["report"] = write_report([output])
     return DemoResult(
         test_accuracy=metrics["test_accuracy"],
         zeros=count_zeros(weights),
@@ -168,6 +179,10 @@ def print_result(result: DemoResult, seed: int) -> None:
     for name, path in result.files.items():
         # Plain, so that a path is never broken or coloured in parts.
         print(f"{name:<{width}}  {path}")
+    if "report" in result.files:
+        print(f"The report shows all of it. {how_to_open(result.files['report'])}")
+    if "W&B offline run" in result.files:
+        print(f"To upload the W&B run: wandb sync {shlex.quote(str(result.files['W&B offline run']))}")
 
 
 def recipe_path(name: str) -> Path:

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("jsonargparse")
 pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
@@ -31,7 +32,7 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     assert result.sparsity == pytest.approx(0.9, abs=1e-4)
     assert list(result.zeros) == [f"network.{name}" for name in ("conv1", "conv2", "fc1", "fc2")]
     assert result.accepted_trials + result.skipped <= 60
-    assert set(result.files) == {"metrics", "checkpoint", "picture"}
+    assert set(result.files) == {"metrics", "checkpoint", "picture", "report"}
     for path in result.files.values():
         assert path.is_file()
         assert path.is_relative_to(tmp_path / "run")
@@ -48,6 +49,10 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     assert metrics["bsqh/epsilon"][1][-1] == pytest.approx(result.epsilon, rel=1e-6)
     assert metrics["test_accuracy"][1] == [pytest.approx(result.test_accuracy)]
     assert result.files["picture"].read_bytes().startswith(b"\x89PNG")
+    # The report has the outcome, the settings, and a mask of each layer.
+    report = result.files["report"].read_text(encoding="utf-8")
+    for text in (f"{100 * result.test_accuracy:.2f} %", "lightning_bsqh.Cardinality", "network.fc2.weight, 10 × 64"):
+        assert text in report
 
 
 @pytest.mark.usefixtures("without_wandb")
@@ -59,12 +64,14 @@ def test_again_into_the_same_folder(tmp_path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
 
 
-def test_offline_run_of_wandb(tmp_path) -> None:
+def test_offline_run_of_wandb(tmp_path, capsys) -> None:
     pytest.importorskip("wandb")
     result = demo.run_demo(tmp_path, epochs=1, progress_bar=False)
     folder = result.files["W&B offline run"]
     assert folder.parent == tmp_path / "wandb"
     assert [path.suffix for path in folder.glob("run-*")] == [".wandb"]
+    demo.print_result(result, seed=0)
+    assert f"wandb sync {folder}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_wandb")
@@ -78,8 +85,17 @@ def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> Non
         assert words in printed
     for words in ("seed 2", "test accuracy", "zeros in conv1", "accepted trials", "rejected trials", "final ε"):
         assert words in printed
-    for name in ("metrics.csv", "checkpoints/best.ckpt", "training.png"):
+    for name in ("metrics.csv", "checkpoints/best.ckpt", "training.png", "report.html"):
         assert str(tmp_path / name) in printed
+    assert f"Open it in any browser, no network needed: {(tmp_path / 'report.html').as_uri()}" in printed
+
+
+@pytest.mark.usefixtures("without_wandb")
+def test_without_plotly_there_is_no_report(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    result = demo.run_demo(tmp_path, epochs=1, progress_bar=False)
+    assert "report" not in result.files
+    assert 'pip install "lightning-bsqh[report]"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--seed", "x"], ["--unknown"]])
