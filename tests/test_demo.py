@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 
 from lightning_bsqh import demo
 from lightning_bsqh.plot import read_metrics
+from tests.wandb_files import final_state
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,9 @@ def test_offline_run_of_wandb(tmp_path) -> None:
     folder = result.files["W&B offline run"]
     assert folder.parent == tmp_path / "wandb"
     assert [path.suffix for path in folder.glob("run-*")] == [".wandb"]
+    run = final_state(folder)
+    assert run["config"]["trainer"]["strategy"]["class_path"] == "lightning_bsqh.BSQHStrategy"
+    assert {"pictures/sparsity", "pictures/layers", "masks/network.conv1", "weights/network.fc1"} <= set(run["summary"])
 
 
 @pytest.mark.usefixtures("without_wandb")
