@@ -18,7 +18,8 @@ from lightning_bsqh.wandb_key import start_runs
 
 _DESCRIPTION = (
     "Trains sparse networks by the batch sequential quadratic Hamiltonian method. "
-    "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo"
+    "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo. "
+    "A workspace for W&B: lightning-bsqh workspace --help"
 )
 
 

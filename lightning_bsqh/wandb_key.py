@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 #: How to get a key.
 HOW_TO_GET_A_KEY = (
-    "To get one: sign up at https://wandb.ai, copy the key from https://wandb.ai/authorize, then run `wandb login`, or "
-    "put the key into the environment variable WANDB_API_KEY."
+    "To get one, run `wandb login`: it names the page on which to sign up and to copy the key. Without a terminal, put "
+    "the key into the environment variable WANDB_API_KEY."
 )
 
 
@@ -20,10 +20,12 @@ def has_key() -> bool:
 
     Raises:
         ModuleNotFoundError: If wandb is not installed.
+        wandb.errors.AuthenticationError: If there is something that cannot be a key.
     """
     import wandb
 
-    return bool(wandb.login(prompt=False))
+    # Whether W&B accepts it is seen when it is used.
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def start_runs(loggers: Iterable[Logger]) -> None:

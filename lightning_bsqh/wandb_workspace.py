@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +133,14 @@ def main(args: Sequence[str] | None = None) -> None:
         workspace = build_workspace(options.entity, options.project, options.name, options.layers)
     except ValueError as error:
         parser.error(str(error))
-    if not has_key():
-        raise SystemExit(f"Saving a workspace needs a W&B key, and there is none. {HOW_TO_GET_A_KEY}")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode in ("offline", "dryrun", "disabled"):
+        raise SystemExit(f"Saving a workspace needs W&B's server, but WANDB_MODE is {mode!r}: unset it.")
     from wandb.errors import Error
 
     try:
+        if not has_key():
+            raise SystemExit(f"Saving a workspace needs a W&B key, and there is none. {HOW_TO_GET_A_KEY}")
         workspace.save()
     except Error as error:
         raise SystemExit(

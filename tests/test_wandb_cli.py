@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.zoo.made_data import make_mnist
 
 
 @pytest.fixture
-def arguments(tmp_path, monkeypatch) -> list[str]:
+def arguments(tmp_path, monkeypatch) -> Iterator[list[str]]:
     """A complete command line with a WandbLogger that is not told to be offline; nobody is logged in."""
     monkeypatch.setattr(sys, "argv", ["lightning-bsqh"])
     monkeypatch.chdir(tmp_path)
@@ -60,7 +61,7 @@ def test_the_run_has_the_configuration(arguments, tmp_path, capsys) -> None:
 
 def test_without_a_key_the_run_is_offline(arguments) -> None:
     with pytest.warns(
-        UserWarning, match=r"No API key.*written offline.*wandb sync FOLDER.*https://wandb\.ai/authorize"
+        UserWarning, match=r"No API key.*written offline.*wandb sync FOLDER.*To get one, run `wandb login`"
     ):
         BSQHCLI(arguments)
     assert os.environ["WANDB_MODE"] == "offline"

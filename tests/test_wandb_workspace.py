@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,12 +11,15 @@ from lightning_bsqh.wandb_workspace import build_workspace
 
 
 @pytest.fixture
-def without_key(tmp_path, monkeypatch) -> None:
+def without_key(tmp_path, monkeypatch) -> Iterator[None]:
     """A machine on which nobody has logged in to W&B."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_MODE", "online")
+    wandb.teardown()  # W&B reads the environment once per process
+    yield
+    wandb.teardown()
 
 
 def _panels(**options) -> dict[str, list[dict]]:
@@ -70,11 +74,28 @@ def test_refuses_bad_arguments(arguments: tuple, error: type[Exception], message
 @pytest.mark.usefixtures("without_key")
 def test_command_without_a_key_says_how_to_get_one() -> None:
     pytest.importorskip("wandb_workspaces")
-    with pytest.raises(SystemExit, match=r"there is none\. To get one: sign up at https://wandb\.ai.*wandb login"):
+    with pytest.raises(SystemExit, match=r"there is none\. To get one, run `wandb login`.*WANDB_API_KEY"):
+        main(["workspace", "--entity", "team", "--project", "sparse"])
+
+
+@pytest.mark.usefixtures("without_key")
+def test_command_with_something_that_is_no_key(monkeypatch) -> None:
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(SystemExit, match=r"W&B did not save .* WANDB_API_KEY invalid"):
+        main(["workspace", "--entity", "team", "--project", "sparse"])
+
+
+@pytest.mark.usefixtures("without_key")
+def test_command_in_offline_mode(monkeypatch) -> None:
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(SystemExit, match="WANDB_MODE is 'offline': unset it"):
         main(["workspace", "--entity", "team", "--project", "sparse"])
 
 
 def test_command_saves(monkeypatch, capsys) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # other tests' loggers leave theirs
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     saved = []
     monkeypatch.setattr(wandb_workspace, "has_key", lambda: True)
@@ -92,6 +113,8 @@ def test_command_tells_what_wandb_refuses(monkeypatch) -> None:
 
     def refuse(workspace) -> None:
         raise CommError("entity team not found")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
 
     monkeypatch.setattr(wandb_workspace, "has_key", lambda: True)
     monkeypatch.setattr(workspaces.Workspace, "save", refuse)

@@ -112,13 +112,9 @@ class PictureMonitor(L.Callback):
             return
         metrics = trainer.callback_metrics
         # What this validation has not logged is still the same object.
-        new = {key: float(metrics[key]) for key in metrics if metrics[key] is not self._before.get(key)}
+        new = [key for key in metrics if "acc" in key.lower() and metrics[key] is not self._before.get(key)]
         self._before = {}
-        better = {
-            key: value
-            for key, value in new.items()
-            if "acc" in key.lower() and value > self._best.get(key, (-float("inf"), 0.0))[0]
-        }
+        better = {key: float(metrics[key]) for key in new if key not in self._best or metrics[key] > self._best[key][0]}
         if better:
             sparsity = sparsity_values(_weights(trainer, pl_module))["sparsity/total"]
             for key, value in better.items():
