@@ -14,11 +14,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Registers the strategy, so that the string "bsqh" works in YAML and on the command line.
 import lightning_bsqh  # noqa: F401
 from lightning_bsqh.callbacks.sparsity_monitor import count_zero_groups, layer_weights, sparsity_values
+from lightning_bsqh.log_config import LogConfigCallback
+from lightning_bsqh.wandb_key import start_runs
 
 _DESCRIPTION = (
     "Trains sparse networks by the batch sequential quadratic Hamiltonian method. "
     "Start with one of the recipes: lightning-bsqh fit --config recipes/NAME.yaml, or with: lightning-bsqh demo. "
-    "What a run has left is shown by: lightning-bsqh report RUN_FOLDER"
+    "What a run has left is shown by: lightning-bsqh report RUN_FOLDER. "
+    "A workspace for W&B: lightning-bsqh workspace --help"
 )
 
 
@@ -33,10 +36,15 @@ class BSQHCLI(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None, **options: Any) -> None:
         defaults: dict[str, Any] = {
             "seed_everything_default": 0,
+            "save_config_callback": LogConfigCallback,
             "save_config_kwargs": {"overwrite": True},
             "parser_kwargs": {"description": _DESCRIPTION},
         }
         super().__init__(args=None if args is None else list(args), **{**defaults, **options})
+
+    def before_fit(self) -> None:
+        """Starts W&B runs, where there are any; without a key, offline."""
+        start_runs(self.trainer.loggers)
 
     def after_fit(self) -> None:
         """Tests the network where the data have a test set, and says how many weights, filters and rows are zero."""
@@ -82,6 +90,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from lightning_bsqh.demo import main as demo
 
         demo(typed[1:])
+    elif typed and typed[0] == "workspace":
+        from lightning_bsqh.wandb_workspace import main as workspace
+
+        workspace(typed[1:])
     else:
         # Class paths may name the user's own modules in this folder, as under ``python -m``.
         if not {"", os.getcwd()} & set(sys.path):

@@ -19,9 +19,10 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from lightning.pytorch.loggers import CSVLogger, Logger
 from typing_extensions import override
 
-from lightning_bsqh.callbacks import AugmentationMonitor, SparseCheckpoint
+from lightning_bsqh.callbacks import AugmentationMonitor, PictureMonitor, SparseCheckpoint
 from lightning_bsqh.callbacks.sparsity_monitor import count_zeros, layer_weights
 from lightning_bsqh.cli import BSQHCLI
+from lightning_bsqh.log_config import plain_config
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.plot import plot_training, short_names
 from lightning_bsqh.report import write_report
@@ -104,11 +105,15 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     arguments += ["--trainer.enable_model_summary", "false"]
     arguments += ["--trainer.enable_progress_bar", str(progress_bar).lower()]
     arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-    extra = [_ProgressBar(refresh_rate=5, theme=RichProgressBarTheme(metrics_format=".4g"))] if progress_bar else []
+    wandb_logger = _wandb_logger(output)
+    extra: list[L.Callback] = [] if wandb_logger is None else [PictureMonitor(every_n_steps=100)]
+    if progress_bar:
+        extra.append(_ProgressBar(refresh_rate=5, theme=RichProgressBarTheme(metrics_format=".4g")))
     cli = BSQHCLI(arguments, run=False, save_config_callback=None, trainer_defaults={"callbacks": extra})
     trainer, model = cli.trainer, cli.model
     csv_logger = CSVLogger(output, name="", version="")
-    wandb_logger = _wandb_logger(output)
+    if wandb_logger is not None:
+        wandb_logger.log_hyperparams(plain_config(cli.parser, cli.config))
     trainer.loggers = [csv_logger] if wandb_logger is None else [csv_logger, wandb_logger]
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # an attribute that the Trainer sets unannounced
     (monitor,) = (callback for callback in callbacks if isinstance(callback, AugmentationMonitor))

@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 
 from lightning_bsqh import demo
 from lightning_bsqh.plot import read_metrics
+from tests.wandb_files import final_state
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,9 @@ def test_offline_run_of_wandb(tmp_path, capsys) -> None:
     assert [path.suffix for path in folder.glob("run-*")] == [".wandb"]
     demo.print_result(result, seed=0)
     assert f"wandb sync {folder}" in capsys.readouterr().out
+    run = final_state(folder)
+    assert run["config"]["trainer"]["strategy"]["class_path"] == "lightning_bsqh.BSQHStrategy"
+    assert {"pictures/sparsity", "pictures/layers", "masks/network.conv1", "weights/network.fc1"} <= set(run["summary"])
 
 
 @pytest.mark.usefixtures("without_wandb")

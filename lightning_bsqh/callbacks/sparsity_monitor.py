@@ -131,8 +131,13 @@ def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str,
     """
     if trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):
         return trainer.optimizers[0].regularized_weights()
+    return all_weights(pl_module)
+
+
+def all_weights(module: nn.Module) -> dict[str, list[Tensor]]:
+    """All parameters with two or more dimensions, by the name of the module that owns them."""
     layers: dict[str, list[Tensor]] = {}
-    for name, parameter in pl_module.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.dim() >= 2:
             layers.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
     return layers
