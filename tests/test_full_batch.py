@@ -140,8 +140,13 @@ def test_weighted_mean_takes_sparse_gradients() -> None:
 # ---------------------------------------------------------------------- evaluations
 
 
+def calm() -> Backtracking:
+    """A constant ε with which every first trial is accepted here."""
+    return Backtracking(epsilon=5.0, zeta=1.0, schedule=False)
+
+
 def test_one_micro_batch_costs_one_forward_and_one_backward() -> None:
-    optimizer, _, _, evaluations = train(SAMPLES)
+    optimizer, _, _, evaluations = train(SAMPLES, augmentation=calm())
     assert optimizer.last_step is not None
     assert optimizer.last_step.trials == 1
     # Only the very first forward is no trial's.
@@ -149,7 +154,7 @@ def test_one_micro_batch_costs_one_forward_and_one_backward() -> None:
 
 
 def test_several_micro_batches_take_the_adjoint_along_if_most_first_trials_are_accepted() -> None:
-    _, _, _, evaluations = train(32)
+    _, _, _, evaluations = train(32, augmentation=calm())
     # In the first iteration nobody knows whether the data repeat; the second has seen it, so all later ones know.
     assert evaluations[:2] == [(6, 3), (6, 6)]
     assert evaluations[2:] == (ITERATIONS - 2) * [(3, 3)]
@@ -364,11 +369,11 @@ def test_a_data_loader_that_shuffles() -> None:
 def test_a_closure_over_all_data_needs_no_batches() -> None:
     network = smooth_network()
     counts = Counts(network)
-    optimizer = make(network)
+    optimizer = make(network, augmentation=calm())
     for _ in range(ITERATIONS):
         optimizer.step(lambda: cross_entropy(network, *data(SAMPLES)))
     assert counts.take() == (ITERATIONS + 1, ITERATIONS)
-    assert all(map(torch.equal, network.parameters(), in_one_batch()[1]))
+    assert all(map(torch.equal, network.parameters(), in_one_batch(augmentation=calm())[1]))
 
 
 def test_parameters_without_their_module() -> None:
