@@ -10,6 +10,8 @@ import lightning as L
 def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str | None) -> None:
     """Gives values to other callbacks, and the one under the key ``in_bar`` to the progress bar.
 
+    Few of them: Lightning takes longer to note a value than the monitors to find it.
+
     Not to the loggers: what ``self.log`` takes for them is repeated under every later step of the
     epoch, although it was measured only once.
     """

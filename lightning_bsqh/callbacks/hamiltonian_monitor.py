@@ -23,7 +23,8 @@ class HamiltonianMonitor(L.Callback):
     K_ε(û; w) − K_ε(w; w) of the last candidate, the same if the first was accepted. All are on the batch, in the units
     of the loss, and of the linearisation for layers that are not affine in their parameters. Where R couples layers,
     as ``Cardinality`` does, a layer that gives up weights for others has a part below zero; the totals are not
-    below zero but where a constraint has just been tightened. No other sweep is done.
+    below zero but where a constraint has just been tightened. No other sweep is done. Loggers get all, other
+    callbacks the totals.
 
     Args:
         every_n_steps: Measure every so many batches (in full-batch mode: iterations), at least 1. None follows the
@@ -57,7 +58,7 @@ class HamiltonianMonitor(L.Callback):
         layers = optimizer.last_layers
         if optimizer.record_layers and layers is not None:
             values = hamiltonian_values(layers)
-            show(pl_module, values, in_bar=None)
+            show(pl_module, {key: value for key, value in values.items() if key.endswith("/total")}, in_bar=None)
             write(trainer, values)
             # In full-batch mode the batches until the next iteration find the same report.
             optimizer.last_layers = None

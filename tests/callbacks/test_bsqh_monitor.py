@@ -172,7 +172,8 @@ def test_tensorboard_and_no_logger(tmp_path: Path) -> None:
     fit(BSQHMonitor(5), steps=10, logger=TensorBoardLogger(tmp_path))
     assert list(tmp_path.rglob("events*"))
     trainer = fit(BSQHMonitor(5), steps=10)
-    assert trainer.callback_metrics.keys() >= KEYS
+    # Other callbacks are given what is of the whole network.
+    assert trainer.callback_metrics.keys() >= {key for key in KEYS if key.startswith("bsqh/") or "total" in key}
 
 
 def test_multiply_adds_count_positions() -> None:
