@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_bsqh.regularizers.base import MetricWeight
+
+
+def squared_length(step: Tensor, metric: MetricWeight) -> Tensor:
+    """‖v‖²_D = Σ D_i v_i², a scalar tensor.
+
+    Args:
+        step: v, flat.
+        metric: D, of as many elements in any shape, or a scalar.
+    """
+    return torch.dot(step * (metric.flatten() if isinstance(metric, Tensor) else metric), step)
 
 
 def augmented_gain(slope: float, penalty_change: float, epsilon: float, tau: float) -> float:

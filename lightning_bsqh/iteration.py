@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_bsqh.hamiltonian import affine_hamiltonian, augmented_gain
+from lightning_bsqh.hamiltonian import affine_hamiltonian, augmented_gain, squared_length
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.safeguard import Check, Safeguard
 
@@ -164,7 +164,7 @@ class Iteration:
             step = (p - w).flatten()
             if gradient is not None:
                 slopes.append(-torch.dot(gradient.flatten(), step))
-            taus.append(torch.dot(step * (d.flatten() if isinstance(d, Tensor) else d), step))
+            taus.append(squared_length(step, d))
         penalty_change = self._regularizer.penalty(self._weights) - self.penalty
         return Candidate(_sum(slopes), _sum(taus), penalty_change, excess)
 
@@ -182,7 +182,7 @@ class Iteration:
             for i in positions:
                 base, d = self._base[i].flatten().double(), metric[i]
                 step = self.parameters[i].detach().flatten().double() - base
-                taus.append(float(torch.dot(step * (d.flatten().double() if isinstance(d, Tensor) else d), step)))
+                taus.append(float(squared_length(step, d.double() if isinstance(d, Tensor) else d)))
                 if (gradient := self.gradients[i]) is not None:
                     alignments.append(-float(torch.dot(gradient.flatten().double(), base)))
                     slopes.append(-float(torch.dot(gradient.flatten().double(), step)))

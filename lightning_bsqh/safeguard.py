@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_bsqh.hamiltonian import squared_length
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 
 #: The shares λ of the authors' program: λ²û + (1−λ²)w is tried for each, in this order.
@@ -110,10 +111,7 @@ class Safeguard:
             change = self._penalty() - penalty
             self._put_(check.positions, [base[i] for i in check.positions])
             steps = [(u - base[i]).flatten() for u, i in zip(point, check.positions, strict=True)]
-            tau = sum(
-                float(torch.dot(s * (d.flatten() if isinstance(d := metric[i], Tensor) else d), s))
-                for s, i in zip(steps, check.positions, strict=True)
-            )
+            tau = sum(float(squared_length(s, metric[i])) for s, i in zip(steps, check.positions, strict=True))
             slope = sum(
                 -float(torch.dot(g.flatten(), s))
                 for s, i in zip(steps, check.positions, strict=True)
