@@ -50,8 +50,11 @@ class Call:
             terms = [(out * g).sum() for g, out in self._pairs() if out.requires_grad]
             if not terms:
                 return [torch.zeros_like(p) for p in parameters]
-            found = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+            # Not those that have been frozen since.
+            trained = [p for p in parameters if p.requires_grad]
+            found = torch.autograd.grad(torch.stack(terms).sum(), trained, allow_unused=True)
+        known = {id(p): g for p, g in zip(trained, found, strict=True) if g is not None}
+        return [known[id(p)] if id(p) in known else torch.zeros_like(p) for p in parameters]
 
     def _as_it_was(self) -> AbstractContextManager[None]:
         return without_trace(self.module, self._random, self._state, self._devices)

@@ -191,3 +191,16 @@ def test_unknown_sweep(sweep: Any) -> None:
         BSQHOptimizer(four_layers(), regularizer=L0(), sweep=sweep)
     with pytest.raises((ValueError, TypeError), match=r"sweep"):
         BSQHStrategy(sweep=sweep)
+
+
+def test_a_layer_frozen_meanwhile_stays() -> None:
+    network = four_layers()
+    x, y = data()
+    optimizer = optimizer_of(network, L0(0.0))
+    optimizer.step(lambda: cross_entropy(network, x, y))
+    network[2].weight.requires_grad_(False)
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer.step(lambda: cross_entropy(network, x, y))
+    assert torch.equal(before[2], network[2].weight)
+    assert not torch.equal(before[3], network[2].bias)
+    assert not torch.equal(before[0], network[0].weight)
