@@ -45,6 +45,11 @@ class Box(Regularizer):
             raise TypeError(f"regularizer must be a Regularizer such as L0(rho=1e-5) or None, got {regularizer!r}.")
         if regularizer is not None:
             regularizer.check_box(self.low, self.high)
+            if type(regularizer).prox_in_box_ is Regularizer.prox_in_box_:
+                raise TypeError(
+                    f"regularizer={regularizer!r} accepts a box in check_box but has no prox_in_box_: give it that"
+                    " method, or leave check_box out."
+                )
         self.regularizer = regularizer
 
     def __repr__(self) -> str:

@@ -208,3 +208,14 @@ def test_a_network_in_a_box() -> None:
         optimizer.step(lambda: network(x).square().mean() + network.weight.sum())
     assert bool((network.weight.abs() <= 0.1).all())
     assert network.weight.min() == torch.tensor(-0.1)
+
+
+def test_a_regularizer_that_accepts_a_box_without_a_maximiser_in_it() -> None:
+    class Careless(L2):
+        def check_box(self, low: float, high: float) -> None:
+            return
+
+        prox_in_box_ = Regularizer.prox_in_box_
+
+    with pytest.raises(TypeError, match=r"accepts a box in check_box but has no prox_in_box_"):
+        Box(-1.0, 1.0, Careless(1e-3))
