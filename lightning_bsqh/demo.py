@@ -27,6 +27,7 @@ from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.plot import plot_training, short_names
 from lightning_bsqh.report import write_report
 from lightning_bsqh.report.command import how_to_open
+from lightning_bsqh.unannounced import callbacks_of
 
 _RECIPE = "digits_lenet5.yaml"
 
@@ -115,7 +116,7 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     if wandb_logger is not None:
         wandb_logger.log_hyperparams(plain_config(cli.parser, cli.config))
     trainer.loggers = [csv_logger] if wandb_logger is None else [csv_logger, wandb_logger]
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # an attribute that the Trainer sets unannounced
+    callbacks = callbacks_of(trainer)
     (monitor,) = (callback for callback in callbacks if isinstance(callback, AugmentationMonitor))
     (checkpoint,) = (callback for callback in callbacks if isinstance(callback, SparseCheckpoint))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_bsqh.optimizer import BSQHOptimizer
 
@@ -29,7 +28,7 @@ class ProgressMetrics:
         self._optimizer = optimizer
         self._sparsity = 0.0
         self._counted = -_EVERY
-        self._bar = next((c for c in trainer.callbacks if isinstance(c, ProgressBar)), None)  # type: ignore[attr-defined]
+        self._bar = trainer.progress_bar_callback
         self._own = None if self._bar is None else vars(self._bar).get("get_metrics")
         if self._bar is not None:
             vars(self._bar)["get_metrics"] = self._extended(self._bar.get_metrics)

@@ -31,6 +31,7 @@ from lightning_bsqh.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.regularizers.by_name import check_option
 from lightning_bsqh.sweeps import check_loss
+from lightning_bsqh.unannounced import callbacks_of
 
 
 class BSQHStrategy(SingleDeviceStrategy):
@@ -218,7 +219,7 @@ class BSQHStrategy(SingleDeviceStrategy):
             StochasticWeightAveraging: "averaged weights have no exact zeros",
             GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
         }
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(trainer):
             for kind, reason in refused.items():
                 if isinstance(callback, kind):
                     raise MisconfigurationException(
@@ -259,7 +260,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         self.lr_scheduler_configs = []
         self._detach_progress()
         self._progress = ProgressMetrics(trainer, optimizer)
-        if any(isinstance(c, ModelSummary) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(c, ModelSummary) for c in callbacks_of(trainer)):
             rank_zero_info("\n" + layer_summary(optimizer))
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
@@ -288,8 +289,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
         optimizer = self._optimizer
-        assert self.lightning_module is not None
-        trainer = self.lightning_module.trainer
+        trainer = self._trainer
         batches_per_iteration = self._batches_per_iteration(trainer)
         if optimizer.total_steps is None:
             steps = trainer.estimated_stepping_batches
@@ -339,14 +339,13 @@ class BSQHStrategy(SingleDeviceStrategy):
         """The forward sweep: the user's training_step, once, as Lightning's closure calls it."""
         assert self._sweeps is not None
         if self._resumed_random is not None:
-            batch_idx = self.lightning_module.trainer.fit_loop.batch_idx  # type: ignore[union-attr]
-            if batch_idx > 0:
+            if self._trainer.fit_loop.batch_idx > 0:
                 # Resumed within an epoch: starting the data loader again has drawn numbers that the
                 # uninterrupted run did not draw.
                 self._resumed_random.restore()
             self._resumed_random = None
         if isinstance(self._sweeps, LightningFullBatch):
-            trainer, step = self.lightning_module.trainer, super().training_step  # type: ignore[union-attr]
+            trainer, step = self._trainer, super().training_step
             return self._sweeps.forward_sweep(
                 (*args, *kwargs.values()),
                 trainer.fit_loop.batch_idx,
@@ -379,12 +378,18 @@ class BSQHStrategy(SingleDeviceStrategy):
                     " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
                 )
             if self._optimizer.finished:
-                self.lightning_module.trainer.should_stop = True  # type: ignore[union-attr]
+                self._trainer.should_stop = True
             return loss
         finally:
             self._sweeps.release()
 
     # ------------------------------------------------------------------ checkpoints
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        module = self.lightning_module
+        assert module is not None
+        return module.trainer
 
     @property
     def _optimizer(self) -> BSQHOptimizer:

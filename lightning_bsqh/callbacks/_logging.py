@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import lightning as L
 
+from lightning_bsqh.unannounced import log_every_n_steps_of
+
 
 def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str | None) -> None:
     """Gives values to other callbacks, and the one under the key ``in_bar`` to the progress bar.
@@ -27,8 +29,7 @@ def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
         trainer: Whose setting it is.
         done: Number of steps done, this one included.
     """
-    # An attribute that the Trainer sets unannounced.
-    every = trainer.log_every_n_steps if every is None else every  # type: ignore[attr-defined]
+    every = log_every_n_steps_of(trainer) if every is None else every
     return every > 0 and done % every == 0
 
 

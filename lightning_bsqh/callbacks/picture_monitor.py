@@ -164,7 +164,7 @@ class PictureMonitor(L.Callback):
         pictures: dict[str, Any] = {}
         for name, tensors in weights.items():
             counts, edges = nonzero_histogram(tensors)
-            pictures[f"weights/{name}"] = Histogram(np_histogram=(counts.tolist(), edges.tolist()))  # type: ignore[arg-type]
+            pictures[f"weights/{name}"] = Histogram(np_histogram=(counts.numpy(), edges.numpy()))
         if self._has_pillow:
             pictures |= self._images(pl_module, weights)
         self._write(trainer, pictures)

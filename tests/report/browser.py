@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,7 @@ _FLAGS = (
 
 def missing() -> str:
     """Why there is no browser to test with; empty if there is one."""
-    try:
-        import selenium  # noqa: F401
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("selenium") is None:
         return "selenium is not installed"
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"{' and '.join(absent)} not found" if absent else ""

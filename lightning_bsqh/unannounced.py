@@ -1,0 +1,17 @@
+"""Public attributes that Lightning's Trainer sets without declaring them, in one place for the type checker."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """All callbacks, those of the module included once it is attached."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def log_every_n_steps_of(trainer: pl.Trainer) -> int:
+    """The option of the same name."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every
