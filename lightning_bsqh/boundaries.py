@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
 from lightning_bsqh.layers import Layer
+from lightning_bsqh.nests import describe, detached, floating, is_floating, is_nest, mapped
 
 
 class Call:
@@ -202,7 +202,7 @@ class Boundaries:
             if not is_nest(output):
                 if layer.chosen:
                     raise TypeError(
-                        f"layers: {layer.name!r} returned {_describe(output)}; a layer must return a tensor or a nest"
+                        f"layers: {layer.name!r} returned {describe(output)}; a layer must return a tensor or a nest"
                         " of tuples, lists and dicts of tensors."
                     )
                 self._unusable.add(id(module))
@@ -212,7 +212,7 @@ class Boundaries:
             replaced = None
             if sum(t.requires_grad for t in tensors) > 1:
                 # One output may have been made from another: through a copy comes only what is outside the layer.
-                replaced = mapped(output, lambda t: t.clone() if _is_floating(t) and t.requires_grad else t)
+                replaced = mapped(output, lambda t: t.clone() if is_floating(t) and t.requires_grad else t)
                 tensors = floating(replaced)
             call.gradients = [None] * len(tensors)
             for index, tensor in enumerate(tensors):
@@ -242,63 +242,3 @@ def _storing(gradients: list[Tensor | None], index: int) -> Callable[[Tensor], N
         gradients[index] = gradient.detach() if known is None else known + gradient.detach()
 
     return store
-
-
-# ---------------------------------------------------------------------- nests of tensors
-
-
-def is_nest(value: Any) -> bool:
-    """Whether ``value`` is a tensor or tuples, lists, dicts and dataclasses of them with at least one tensor."""
-    leaves = _leaves(value)
-    return all(isinstance(leaf, (Tensor, int, float, str, type(None))) for leaf in leaves) and any(
-        isinstance(leaf, Tensor) for leaf in leaves
-    )
-
-
-def floating(value: Any) -> list[Tensor]:
-    """The floating tensors of a nest, in their order."""
-    return [leaf for leaf in _leaves(value) if _is_floating(leaf)]
-
-
-def detached(value: Any) -> Any:
-    """The same nest with copies of its tensors, cut off from the graph."""
-    return mapped(value, lambda t: t.detach().clone())
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest with ``change`` applied to every tensor; what is no container of a known kind stays as it is."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        items = [mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, list):
-        return [mapped(item, change) for item in value]
-    if isinstance(value, dict):
-        same = copy.copy(value)
-        for key, item in value.items():
-            same[key] = mapped(item, change)
-        return same
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **fields)
-    return value
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, (tuple, list)):
-        return [leaf for item in value for leaf in _leaves(item)]
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [leaf for f in dataclasses.fields(value) for leaf in _leaves(getattr(value, f.name))]
-    return [value]
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _describe(value: Any) -> str:
-    kinds = {type(leaf).__name__ for leaf in _leaves(value) if not isinstance(leaf, Tensor)}
-    return f"{type(value).__name__} with {', '.join(sorted(kinds))}" if kinds else type(value).__name__

@@ -13,6 +13,7 @@ from lightning_bsqh.boundaries import recording
 from lightning_bsqh.full_batch import FullBatch
 from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part, with_metrics_of
 from lightning_bsqh.isolation import ModuleState, RandomState, same, without_trace
+from lightning_bsqh.nests import versions
 from lightning_bsqh.sweeps import check_loss
 
 
@@ -151,11 +152,3 @@ class ClosureFullBatch(FullBatchSweeps[ClosurePart]):
             for p, gradient in zip(self._parameters(), gradients, strict=True):
                 p.grad = gradient
         self.add_part(float(outcome.loss.detach()))
-
-
-def versions(value: Any) -> list[int]:
-    """How often each tensor in a nest of lists, tuples and dicts has been written into."""
-    if isinstance(value, Tensor):
-        return [0 if value.is_inference() else value._version]
-    members = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [version for member in members for version in versions(member)]

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_bsqh.full_batch import WeightedMean
 from lightning_bsqh.isolation import ModuleState
+from lightning_bsqh.nests import versions
 from lightning_bsqh.sweeps import Sweeps
 
 
@@ -132,14 +133,14 @@ class Known:
         self.is_final = is_final
         self._point = [w.detach().clone() for w in weights]
         self._trained = [w.requires_grad for w in weights]
-        # The counter that autograd itself checks before it uses a parameter again.
-        self._versions = [w._version for w in weights]
+        # Autograd refuses a graph whose parameters have been written into since.
+        self._versions = versions(list(weights))
 
     def holds_at(self, weights: Sequence[Tensor]) -> bool:
         """Whether the parameters hold that point, and the graph, if it is needed, can still be used."""
         if self._trained != [w.requires_grad for w in weights]:
             return False
-        if self.gradients is None and self._versions != [w._version for w in weights]:
+        if self.gradients is None and self._versions != versions(list(weights)):
             return False
         return all(torch.equal(w, q) for w, q in zip(weights, self._point, strict=True))
 

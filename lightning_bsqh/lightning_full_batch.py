@@ -19,7 +19,8 @@ from lightning_bsqh.boundaries import recording
 from lightning_bsqh.full_batch import FullBatch
 from lightning_bsqh.full_batch_sweeps import FullBatchSweeps, Outcome, Part, detached, with_metrics_of
 from lightning_bsqh.isolation import RandomState, same, without_trace
-from lightning_bsqh.lightning_sweeps import LightningSweeps, _copy, _versions, loss_of
+from lightning_bsqh.lightning_sweeps import LightningSweeps, _copy, loss_of
+from lightning_bsqh.nests import versions
 from lightning_bsqh.sweeps import check_loss
 
 
@@ -202,7 +203,7 @@ class LightningPart(LightningSweeps, Part):
         loss = loss_of(output)
         self.end(batch, has_loss=loss is not None)
         self._batch = self._batch if alone else apply_to_collection(self._batch, Tensor, _to_host)
-        self._kept_versions = _versions(self._batch)
+        self._kept_versions = versions(self._batch)
         if loss is None:
             return output, None
         check_loss(loss, "training_step")
@@ -272,7 +273,7 @@ class LightningPart(LightningSweeps, Part):
 
     def _holds(self, batch: tuple[Any, ...]) -> bool:
         """Whether this is the batch that is held, and nobody has written into that since."""
-        return _versions(self._batch) == self._kept_versions and same(batch, self._on_device())
+        return versions(self._batch) == self._kept_versions and same(batch, self._on_device())
 
 
 class _OnHost:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.isolation import ModuleState, RandomState, without_trace
+from lightning_bsqh.nests import versions
 from lightning_bsqh.sweeps import Sweeps, check_loss
 
 
@@ -54,7 +55,7 @@ class LightningSweeps(Sweeps):
             batch: The arguments of training_step.
         """
         self._batch = _copy(batch, tensors=self._writes_batch is not False)
-        self._versions = _versions(batch)
+        self._versions = versions(batch)
         self._start = RandomState.capture(self._devices)
         self._before = ModuleState(self._module)
         if self.boundaries is not None:
@@ -71,7 +72,7 @@ class LightningSweeps(Sweeps):
         if self.boundaries is not None:
             self.boundaries.stop()
         self._has_loss = has_loss
-        changed = _versions(batch) != self._versions
+        changed = versions(batch) != self._versions
         # A copy costs memory, so it is made only for the first batch and for those who need it.
         self._batch_is_lost = changed and self._writes_batch is False
         self._writes_batch = bool(self._writes_batch) or changed
@@ -186,23 +187,3 @@ def _copy(value: Any, tensors: bool) -> Any:
     if type(value) in (int, str, float):
         return value
     return apply_to_collection(value, Tensor, lambda t: _copy(t, tensors))
-
-
-def _versions(value: Any) -> list[int]:
-    """How often each tensor in a nest has been written into.
-
-    The counter is what autograd itself checks saved tensors by; it has an underscore but no public twin.
-    """
-    versions: list[int] = []
-
-    def note(item: Any) -> None:
-        if isinstance(item, Tensor):
-            versions.append(0 if item.is_inference() else item._version)
-        elif type(item) in (list, tuple):
-            for member in item:
-                note(member)
-        elif type(item) not in (int, str, float):
-            apply_to_collection(item, Tensor, note)
-
-    note(value)
-    return versions
