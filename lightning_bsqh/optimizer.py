@@ -262,8 +262,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
             total_steps: Length in iterations, at least 1.
         """
         self.total_steps = integer("total_steps", total_steps, low=1)
+        self.expect_length(True)
+
+    def expect_length(self, known: bool) -> None:
+        """Chooses the default regularizer by whether the length is known or will be; one given by the user stays."""
         if self.has_default_regularizer:
-            self.regularizer = Cardinality()
+            self.regularizer = Cardinality() if known else L0()
 
     def check_ready(self) -> None:
         """Raises ValueError if an iteration lacks something that no option's own check can tell."""

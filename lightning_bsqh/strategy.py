@@ -261,6 +261,9 @@ class BSQHStrategy(SingleDeviceStrategy):
         self._detach_progress()
         self._progress = ProgressMetrics(trainer, optimizer)
         if any(isinstance(c, ModelSummary) for c in callbacks_of(trainer)):
+            if optimizer.total_steps is None:
+                # Number of batches and length are asked for later, but the summary should tell what will be used.
+                optimizer.expect_length(trainer.max_steps != -1 or trainer.max_epochs not in (None, -1))
             rank_zero_info("\n" + layer_summary(optimizer))
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
@@ -298,6 +301,7 @@ class BSQHStrategy(SingleDeviceStrategy):
                 done = trainer.global_step // batches_per_iteration - optimizer.iterations
                 optimizer.set_total_steps(max(int(steps) // batches_per_iteration - done, 1))
             elif optimizer.has_default_regularizer:
+                optimizer.expect_length(False)
                 rank_zero_warn(
                     "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
                     " instead of a ramp of the sparsity; give max_steps to the Trainer or total_steps to BSQHStrategy."

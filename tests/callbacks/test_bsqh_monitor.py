@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_bsqh import L0, BSQHOptimizer, BSQHStrategy, Cardinality
@@ -223,3 +223,15 @@ def test_another_optimizer_is_refused_at_the_start(make: Any) -> None:
 def test_every_n_steps_out_of_range(make: Any, every: int) -> None:
     with pytest.raises(ValueError, match=r"every_n_steps"):
         make(every)
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Files instead of a data base, which would need a server's packages.
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=tmp_path.as_uri())
+    fit(BSQHMonitor(5), steps=10, logger=[logger, CSVLogger(tmp_path / "csv", name="", version="")])
+    client, run = logger.experiment, str(logger.run_id)
+    assert set(client.get_run(run).data.metrics) >= KEYS
+    for key in KEYS:
+        assert [metric.step for metric in client.get_metric_history(run, key)] == [4, 9]
+    assert sorted(rows(tmp_path / "csv", "bsqh/epsilon")) == [4, 9]

@@ -51,20 +51,30 @@ def test_what_a_monitor_shows_is_not_shown_twice(make_trainer: Any, make_loader:
     assert not {"ε", "zeros"} & shown.metrics.keys()
 
 
-def test_summary(make_trainer: Any, make_loader: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("length", "used"), [({"max_steps": 1}, Cardinality), ({"max_epochs": -1}, L0)])
+def test_summary(
+    length: dict[str, int], used: type, make_trainer: Any, make_loader: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     class Mixed(SmallModule):
         def __init__(self) -> None:
             super().__init__()
             self.cell = nn.GRUCell(4, 4)
 
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.trainer.should_stop = True
+
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     try:
         with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-            trainer = make_trainer(strategy=BSQHStrategy(), enable_model_summary=True, max_steps=1)
+            trainer = make_trainer(strategy=BSQHStrategy(), enable_model_summary=True, **length)
             trainer.fit(Mixed(), make_loader())
     finally:
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     assert "Layers of the maximum principle" in caplog.text
+    # The default depends on whether the length is known, which is found out only after the summary.
+    assert type(trainer.optimizers[0].regularizer) is used
+    assert f"{used.__name__}(" in caplog.text
+    assert ("L0(" in caplog.text) == (used is L0)
 
 
 def test_summary_by_layer() -> None:
