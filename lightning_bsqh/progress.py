@@ -61,12 +61,13 @@ class ProgressMetrics:
         values: dict[str, tuple[str, Any]] = {
             "loss": ("train_loss", f"{report.loss:.3g}"),
             "ε": ("bsqh/epsilon", f"{report.epsilon:.3g}"),
-            "trials": ("bsqh/trials", report.trials),
         }
         if self._optimizer.regularized_weights():
             if self._optimizer.iterations - self._counted >= _EVERY:
                 self._sparsity, self._counted = self._optimizer.sparsity(), self._optimizer.iterations
             values["zeros"] = ("sparsity/total", f"{100.0 * self._sparsity:.1f}%")
+        # The rich bar would write a number as 1.000. Last, as a narrow terminal cuts the end off.
+        values["trials"] = ("bsqh/trials", str(report.trials))
         return values
 
 

@@ -35,7 +35,7 @@ def test_the_bar_shows_the_iteration(make_trainer: Any, make_loader: Any, make_b
     report = trainer.optimizers[0].last_step
     assert shown.metrics["loss"] == f"{report.loss:.3g}"
     assert shown.metrics["ε"] == f"{report.epsilon:.3g}"
-    assert shown.metrics["trials"] == report.trials
+    assert shown.metrics["trials"] == str(report.trials)
     assert shown.metrics["zeros"] == "50.0%"
     # Nothing of it has been logged, and the bar is as it was.
     assert shown.logged == {}
