@@ -50,13 +50,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Single:
-    """A chart of one metric: its key, title, unit, sentence, and whether its axis is logarithmic if it can be."""
+    """A chart of one metric: its key, title, unit, sentence, whether its axis is logarithmic if it can be, or in %."""
 
     key: str
     title: str
     unit: str
     note: str
     log: bool = False
+    percent: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ class _ByLayer:
 
 _SINGLES = (
     _Single("bsqh/tau", "Step length τ", "τ = ‖û − w‖²_D", "Squared length of the last trial's step.", log=True),
-    _Single("bsqh/loss_decrease", "Loss decrease per step", "L(w) − L(û), loss units", "On the same batch."),
     _Single("bsqh/trials", "Trials per iteration", "trials", "1 means that the first trial was accepted."),
     _Single("nonzero/total", "Weights left", "non-zero weights", "", log=True),
 )
@@ -88,7 +88,12 @@ _LAYERED = (
 _SPARSITY = _ByLayer(
     "sparsity", "Zero weights", "share of exact zeros", "Exact zeros among the regularised weights.", percent=True
 )
-_KNOWN = ("bsqh/", "nonzero/", "sparsity/", "hamiltonian/", "augmented_hamiltonian/", "pmp_residual/")
+_MULTIPLY_ADDS = _Single(
+    "multiply_adds/share", "Multiply-adds left", "share of multiply-adds",
+    "Of linear and convolutional layers, if zeros are skipped.", percent=True,
+)  # fmt: skip
+_KNOWN = ("bsqh/", "nonzero/", "sparsity/", "hamiltonian/", "augmented_hamiltonian/", "pmp_residual/", "support/")
+_KNOWN += ("multiply_adds/",)
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
@@ -99,7 +104,8 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     """
     made = [_objective(runs), _own(runs, "loss", "Loss", "loss", log=True), _epsilon(runs), *_by_layer(runs, _SPARSITY)]
     made += [_own(runs, "acc", "Accuracy", "share of samples that are right", percent=True)]
-    made += [_single(runs, single) for single in _SINGLES]
+    made += [_decrease(runs), *(_single(runs, single) for single in _SINGLES)]
+    made += [_single(runs, _MULTIPLY_ADDS), _support(runs)]
     made += [chart for layered in _LAYERED for chart in _by_layer(runs, layered)]
     others = [key for key in _user_keys(runs) if "loss" not in key and "acc" not in key]
     made += [_single(runs, _Single(key, key, key, "")) for key in others]
@@ -155,6 +161,48 @@ def _epsilon(runs: Sequence[Run]) -> Chart:
     return _finish(chart, "ε", log=True)
 
 
+def _decrease(runs: Sequence[Run]) -> Chart:
+    """What each step brought, against what the acceptance test promises; on a logarithmic axis, rises as crosses."""
+    chart = Chart("Loss decrease per step", "On the step's own batch.")
+    rises = False
+    for index, run in enumerate(runs):
+        steps, values = run.metrics.get("bsqh/loss_decrease", ([], []))
+        if not steps:
+            continue
+        colour, dash = _style(index)
+        fallen = [value if value > 0.0 else math.nan for value in values]
+        chart.data.append(_line("decrease" if len(runs) == 1 else run.name, (steps, fallen), colour, dash))
+        if len(runs) > 1:
+            continue
+        promised = run.metrics.get("bsqh/promised_decrease")
+        if promised is not None:
+            chart.data.append(_line("promised: ητ", promised, _COLOURS[2], "dot"))
+        risen = [(step, -value) for step, value in zip(steps, values, strict=True) if value < 0.0]
+        rises = bool(risen)
+        if risen:
+            chart.data.append({
+                "type": "scatter", "mode": "markers", "name": "increase",
+                "x": [step for step, _ in risen], "y": [value for _, value in risen],
+                "marker": {"symbol": "x-thin", "size": 6, "line": {"width": 1.5, "color": _REJECTED}},
+                "hovertemplate": "increase: %{y:.4g}<extra></extra>",
+            })  # fmt: skip
+    if rises:
+        chart.note += " It may rise where R falls, or where a constraint is being tightened."
+    return _finish(chart, "L(w) − L(û), loss units", log=True)
+
+
+def _support(runs: Sequence[Run]) -> Chart:
+    """How many weights came and went between two readings."""
+    chart = Chart("Weights that came and went", "Between one reading and the next.")
+    for index, run in enumerate(runs):
+        for way, (key, what) in enumerate((("entered", "became non-zero"), ("left", "became zero"))):
+            if f"support/{key}" in run.metrics:
+                colour = _COLOURS[(way if len(runs) == 1 else index) % len(_COLOURS)]
+                name = what if len(runs) == 1 else f"{run.name}: {what}"
+                chart.data.append(_line(name, run.metrics[f"support/{key}"], colour, _DASHES[way]))
+    return _finish(chart, "weights")
+
+
 def _own(runs: Sequence[Run], part: str, title: str, unit: str, *, log: bool = False, percent: bool = False) -> Chart:
     """The network's own metrics that have ``part`` in their key, such as ``train_loss`` and ``val_loss``."""
     chart = Chart(title, "")
@@ -180,8 +228,8 @@ def _single(runs: Sequence[Run], single: _Single) -> Chart:
         if single.key in run.metrics:
             colour, dash = _style(index)
             name = single.title if len(runs) == 1 else run.name
-            chart.data.append(_line(name, run.metrics[single.key], colour, dash))
-    _finish(chart, single.unit, log=single.log)
+            chart.data.append(_line(name, run.metrics[single.key], colour, dash, percent=single.percent))
+    _finish(chart, single.unit, log=single.log, percent=single.percent)
     if single.unit == "trials" and _largest(chart) <= 10.0:
         chart.layout["yaxis"]["dtick"] = 1
     return chart
@@ -304,7 +352,7 @@ def _finish(chart: Chart, unit: str, *, log: bool = False, percent: bool = False
     elif percent:
         y_axis |= {"tickformat": ".0%"}
         # Zeros from nothing to everything; accuracies may lie close together.
-        if chart.title.startswith(_SPARSITY.title):
+        if chart.title.startswith((_SPARSITY.title, _MULTIPLY_ADDS.title)):
             y_axis |= {"range": [-0.02, 1.02]}
     every = max((trace.get("meta", {}).get("every", 1) for trace in chart.data), default=1)
     if every > 1:

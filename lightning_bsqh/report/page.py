@@ -58,7 +58,7 @@ def page(runs: Sequence[Run]) -> str:
     names = ", ".join(run.name for run in runs)
     body = [
         f"<h1>{'Run' if len(runs) == 1 else 'Runs'} {escape(names)}</h1>",
-        '<p class="faint">Trained by the batch sequential quadratic Hamiltonian method (lightning-bsqh).</p>',
+        f'<p class="faint">{escape(_method(runs))}</p>',
         *(f'<p class="warning">{escape(run.name)}: {escape(note)}</p>' for run in runs for note in run.notes),
         "<h2>Summary</h2>",
         _summary(runs),
@@ -82,6 +82,15 @@ def page(runs: Sequence[Run]) -> str:
     }
     # In one pass, so that nothing in a part is taken for a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html"))
+
+
+def _method(runs: Sequence[Run]) -> str:
+    """Which of the runs bSQH has trained, as far as their metrics tell."""
+    trained = [run.name for run in runs if "bsqh/epsilon" in run.metrics]
+    if not trained:
+        return "Written by lightning-bsqh."
+    who = "Trained" if len(trained) == len(runs) else f"{', '.join(trained)} trained"
+    return f"{who} by the batch sequential quadratic Hamiltonian method (lightning-bsqh)."
 
 
 def _part(name: str) -> str:

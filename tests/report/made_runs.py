@@ -32,10 +32,14 @@ def make_metrics(folder: Path, steps: int = 60, layers: Sequence[str] = LAYERS, 
         # In every tenth iteration two trials were rejected.
         row |= {"bsqh/trials": 3.0 if step % 10 == 0 else 1.0, "bsqh/accepted": 1.0, "bsqh/tau": 1e-3 / (step + 1)}
         row |= {"bsqh/objective": scale * 2.0 / (step + 1), "bsqh/loss_decrease": 0.01 * scale}
+        # Every thirtieth step raises the loss.
+        row |= {"bsqh/promised_decrease": 1e-7 / (step + 1)}
+        row |= {"bsqh/loss_decrease": -0.02 * scale} if step % 30 == 29 else {}
         rows += [row, {"step": step, "epoch": step // 20, "train_loss": scale * 2.1 / (step + 1)}]
         if step % 5 == 4:
             sparsity = {f"sparsity/{layer}": (step + i) / (2 * steps) for i, layer in enumerate(layers)}
             more = {"sparsity/total": step / (2 * steps), "nonzero/total": 58.0 - step / 2, "hamiltonian/total": -1.5}
+            more |= {"multiply_adds/share": 1 - step / (2 * steps), "support/entered": 2.0, "support/left": 7.0}
             more |= {f"hamiltonian/{layer}": -0.5 - i for i, layer in enumerate(layers)}
             more |= {f"augmented_hamiltonian/gain/{layer}": 1e-4 / (step + 1) for layer in layers}
             more |= {"pmp_residual/total": 1e-2 / step, **{f"pmp_residual/{layer}": 1e-3 / step for layer in layers}}

@@ -82,7 +82,10 @@ def test_curves_show_what_the_file_holds(tmp_path) -> None:
         ("Objective", "each batch", "bsqh/objective"),
         ("Augmentation ε", "ε of the last trial", "bsqh/epsilon"),
         ("Step length τ", "Step length τ", "bsqh/tau"),
-        ("Loss decrease per step", "Loss decrease per step", "bsqh/loss_decrease"),
+        ("Loss decrease per step", "promised: ητ", "bsqh/promised_decrease"),
+        ("Multiply-adds left", "Multiply-adds left", "multiply_adds/share"),
+        ("Weights that came and went", "became non-zero", "support/entered"),
+        ("Weights that came and went", "became zero", "support/left"),
         ("Trials per iteration", "Trials per iteration", "bsqh/trials"),
         ("Weights left", "Weights left", "nonzero/total"),
         ("Loss", "train_loss", "train_loss"),
@@ -98,6 +101,12 @@ def test_curves_show_what_the_file_holds(tmp_path) -> None:
     ]:
         (trace,) = (trace for trace in page.chart(title)["data"] if trace["name"] == name)
         assert _points(trace) == _column(folder, key), title
+    # On a logarithmic axis: gaps and crosses where the loss has risen.
+    decrease, _, increase = page.chart("Loss decrease per step")["data"]
+    fallen = [(step, value if value > 0 else None) for step, value in _column(folder, "bsqh/loss_decrease")]
+    assert _points(decrease) == fallen
+    assert _points(increase) == [(29, 0.02), (59, 0.02)]
+    assert not any("/" in chart["title"] for chart in page.charts)  # all have titles in words
     rejected = page.chart("Augmentation ε")["data"][1]
     assert rejected["x"] == list(range(0, 60, 10))
     assert rejected["customdata"] == [2] * 6
@@ -131,6 +140,16 @@ def test_nothing_is_fetched(tmp_path) -> None:
     text = path.read_text(encoding="utf-8")
     assert all(address.startswith("data:image/png") for address in _Reader(text).addresses)
     assert "default-src 'none'" in text
+
+
+def test_only_runs_of_bsqh_are_called_so(tmp_path) -> None:
+    ours, other = make_run(tmp_path / "ours"), tmp_path / "adam"
+    other.mkdir()
+    (other / "metrics.csv").write_text("epoch,sparsity/total,step,train_loss\n0,0.0,0,1.0\n0,0.0,1,0.5\n")
+    sentence = "by the batch sequential quadratic Hamiltonian method"
+    assert f"Trained {sentence}" in write_report([ours]).read_text(encoding="utf-8")
+    assert f"ours trained {sentence}" in write_report([ours, other]).read_text(encoding="utf-8")
+    assert sentence not in write_report([other]).read_text(encoding="utf-8")
 
 
 def test_several_runs_side_by_side(tmp_path) -> None:
