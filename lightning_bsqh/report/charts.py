@@ -79,11 +79,15 @@ _SINGLES = (
 )
 _LAYERED = (
     _ByLayer(
-        "pmp_residual", "PMP residual", "residual, loss units", "Zero where the weights satisfy the maximum condition.",
+        "pmp_residual", "PMP residual", "residual, loss units",
+        "Zero where the weights satisfy the maximum condition; below zero where a constraint has just been tightened.",
         log=True,
     ),
-    _ByLayer("hamiltonian", "Hamiltonian", "H, loss units", ""),
-    _ByLayer("augmented_hamiltonian/gain", "Gain of K, augmented Hamiltonian", "K(û) − K(w), loss units", "", log=True),
+    _ByLayer("hamiltonian", "Hamiltonian", "H, loss units", "At the weights before the step, on the step's own batch."),
+    _ByLayer(
+        "augmented_hamiltonian/gain", "Gain of K, augmented Hamiltonian", "K(û) − K(w), loss units",
+        "Below zero where a constraint has just been tightened, or a layer gives up weights for others.", log=True,
+    ),
 )  # fmt: skip
 _SPARSITY = _ByLayer(
     "sparsity", "Zero weights", "share of exact zeros", "Exact zeros among the regularised weights.", percent=True
