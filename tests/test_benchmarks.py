@@ -102,3 +102,9 @@ def test_epsilon_calls_a_fixed_start_back_after_every_iteration() -> None:
         rule.observe(Trial(1.0, 0.0, 1.0, 1.0, accepted, False, 0.0))
         seen.append(rule.epsilon)
     assert seen == [15.0, 22.5, 10.0, 10.0, 15.0, 22.5, 10.0]
+
+
+def test_monitors_take_a_part_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    own, step = load("monitors").measure(every=2, steps=4)
+    assert 0.0 < own < step
