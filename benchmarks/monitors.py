@@ -2,9 +2,9 @@
 
     python benchmarks/monitors.py [--every 50] [--steps 800]
 
-LeNet-5 with batches of 128, as in step_cost.py, with a CSVLogger. Two trainings, one with and one without, would differ by
-more from run to run than the monitor takes, so its parts are timed within one: the hooks that the Trainer calls, and
-the terms of H and K that the optimizer adds up when it is asked to.
+LeNet-5 with batches of 128, as in step_cost.py, with a CSVLogger. Two trainings, one with and one without, would differ
+by more from run to run than the monitor takes, so its parts are timed within one: the hooks that the Trainer calls,
+and the terms of H and K that the optimizer adds up when it is asked to.
 """
 
 from __future__ import annotations

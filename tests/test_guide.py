@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_bsqh.cli import main
 
-GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
+README = Path(__file__).parents[1] / "README.md"
+GUIDE = README.parent / "docs" / "guide.md"
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Block:
         return match[1] if match else None
 
 
-def _blocks() -> list[Block]:
+def _blocks(file: Path) -> list[Block]:
     blocks, heading, language, lines = [], "", None, []
-    for line in GUIDE.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if language is None:
             heading = line.lstrip("# ") if line.startswith("#") else heading
             if line.startswith("```"):
@@ -49,9 +52,11 @@ def _blocks() -> list[Block]:
     return blocks
 
 
-BLOCKS = _blocks()
+BLOCKS = _blocks(GUIDE)
 SNIPPETS = [block for block in BLOCKS if block.language == "python" and block.file is None]
 COMMANDS = [line for block in BLOCKS if block.language == "bash" for line in block.text.splitlines()]
+FITS = [command for command in COMMANDS if " fit " in command]
+REPORTS = [command for command in COMMANDS if " report " in command]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +77,7 @@ def test_the_guide_has_what_it_promises() -> None:
     assert {block.file for block in BLOCKS if block.file} == {"my_model.py", "my_data.py", "my_config.yaml"}
     assert {block.language for block in BLOCKS} == {"python", "yaml", "bash"}
     assert {block.heading for block in SNIPPETS} == CHECKS.keys()
-    assert len(COMMANDS) == 2
+    assert (len(FITS), len(REPORTS), len(COMMANDS)) == (2, 1, 3)
     # Every snippet is complete: what it uses it imports.
     assert all(block.text.startswith("import ") for block in SNIPPETS)
 
@@ -88,6 +93,17 @@ def _trains_alone(found: dict[str, Any]) -> None:
     assert found["optimizer"].sparsity() == pytest.approx(0.9, abs=1e-3)
     assert found["optimizer"].iterations == 200
     assert float(found["loss"]) < math.log(2.0)
+
+
+def _can_be_watched(found: dict[str, Any]) -> None:
+    csv_logger, wandb_logger = found["loggers"]
+    wandb_logger.experiment.finish()
+    assert len(list(Path("runs/wandb").glob("offline-run-*"))) == 1
+    pytest.importorskip("plotly")
+    main(shlex.split(REPORTS[0])[1:])
+    report = (Path(csv_logger.log_dir) / "report.html").read_text(encoding="utf-8")
+    assert "PMP residual" in report
+    assert "blocks.0.inner" in report
 
 
 def _regularises_by_name(found: dict[str, Any]) -> None:
@@ -134,6 +150,7 @@ def _writes_once_per_batch(found: dict[str, Any]) -> None:
 CHECKS = {
     "One line in an existing project": _adds_zeros,
     "Without Lightning": _trains_alone,
+    "Watching the training": _can_be_watched,
     "Several regularisers by name": _regularises_by_name,
     "Layers that are not affine": _has_blocks_as_layers,
     "Full batch": _iterates_on_all_data,
@@ -147,12 +164,17 @@ CHECKS = {
 @pytest.mark.filterwarnings("ignore")
 def test_snippet(block: Block, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(project)
+    if "WandbLogger" in block.text:
+        pytest.importorskip("wandb")
+        monkeypatch.setenv("WANDB_MODE", "offline")  # the logger sets another and leaves it
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        monkeypatch.setenv("WANDB_CONSOLE", "off")
     found: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(block.text, f"{GUIDE.name}: {block.heading}", "exec"), found)
     CHECKS[block.heading](found)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", FITS)
 @pytest.mark.filterwarnings("ignore")
 def test_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("jsonargparse")
@@ -167,6 +189,29 @@ def test_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert float(found[1]) == pytest.approx(0.8 if "0.8" in command else 0.9, abs=2e-4)
 
 
-def test_the_readme_leads_here() -> None:
-    readme = (GUIDE.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "docs/guide.md" in readme
+class Module(L.LightningModule):
+    """Any LightningModule whose training_step returns a loss."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_leads_here_and_its_snippets_run() -> None:
+    assert "docs/guide.md" in README.read_text(encoding="utf-8")
+    one_line, *others = [block.text for block in _blocks(README) if block.language == "python"]
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    batches = [(x, (x[:, 0] > 0).long())]
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    exec(one_line, {"model": Module(network), "data": DataLoader(batches, batch_size=None)})  # type: ignore[arg-type]
+    assert sum(int((p == 0).sum()) for p in network.parameters() if p.dim() == 2) == round(0.9 * 32)
+    # One after the other, as a reader has them.
+    assert len(others) == 3
+    names = {"model": network, "batches": batches, "criterion": torch.nn.functional.cross_entropy}
+    for text in others:
+        exec(text, names)
+    assert names["optimizer"].iterations > 1
