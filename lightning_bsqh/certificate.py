@@ -199,7 +199,7 @@ def pmp_residual(
     boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
     loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
     weights = _doubles(parameters, regularizer, {n for layer in found for n in layer.regularized})
-    at = _Point(weights, gradients, _metric(metric, weights, gradients), regularizer, found, epsilon)
+    at = _Point(weights, gradients, _metric(metric, weights, gradients, regularizer), regularizer, found, epsilon)
     sampled = {
         layer.name: at.sampled(layer, parameters, boundaries, samples)
         for layer in bent
@@ -424,7 +424,7 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _metric(
-    metric: object, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]
+    metric: object, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], regularizer: Regularizer
 ) -> dict[str, MetricWeight]:
     if isinstance(metric, Mapping):
         missing, unknown = sorted(weights.keys() - metric.keys()), sorted(metric.keys() - weights.keys())
@@ -443,7 +443,7 @@ def _metric(
         gradient = gradients[name]
         if gradient is not None:
             rule.update(state, gradient)
-        result[name] = rule.weight(state, w)
+        result[name] = rule.weight(state, w, contested=regularizer.couples_tensors)
     return result
 
 

@@ -21,8 +21,8 @@ class GaussSeidel:
     Its input is then the state that the updated layers below have produced; G_l is evaluated there, with the
     p_{l+1} of the adjoint sweep. The order of the sweep is that in which the network calls its modules, found by
     forward pre-hooks. Layers that are called several times or share their parameters, or are never called as a
-    module (or inside compiled code), have no one place in that order: they take their û from the jacobi sweep, before
-    the others.
+    module (or inside compiled code), or hold others that are updated while they run, have no one place in that order:
+    they take their û from the jacobi sweep, before the others.
 
     Args:
         layers: All layers with the positions of their tensors among the parameters.
@@ -50,17 +50,25 @@ class GaussSeidel:
         iteration.maximise_(epsilon)
         iteration.begin_layers()
         handles = []
-        for layer, positions in self._layers:
-            calls = self._boundaries.calls(layer)
-            if len(calls) == 1:
-                iteration.restore_layer_(positions)
-                update = _Update(layer, positions, calls[0], self._boundaries, iteration, epsilon)
-                handles.append(calls[0].module.register_forward_pre_hook(update, with_kwargs=True))
+        for layer, positions, call in self._in_order():
+            iteration.restore_layer_(positions)
+            update = _Update(layer, positions, call, self._boundaries, iteration, epsilon)
+            handles.append(call.module.register_forward_pre_hook(update, with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _in_order(self) -> list[tuple[Layer, Sequence[int], Recorded]]:
+        """The layers that have one place in the order of the sweep, and their calls."""
+        called = []
+        for layer, positions in self._layers:
+            calls = self._boundaries.calls(layer)
+            if len(calls) == 1:
+                called.append((layer, positions, calls[0]))
+        modules = {call.module for _, _, call in called}
+        return [each for each in called if modules.isdisjoint(list(each[2].module.modules())[1:])]
 
 
 class _Update:

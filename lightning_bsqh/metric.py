@@ -25,8 +25,14 @@ class Metric(ABC):
         """Takes one G (shape and dtype of the parameter) into the parameter's ``state``, in place."""
 
     @abstractmethod
-    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
-        """D for one parameter: a new tensor of its shape, or a scalar; positive."""
+    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
+        """D for one parameter: a new tensor of its shape, or a scalar; positive.
+
+        Args:
+            state: What :meth:`update` keeps of it.
+            parameter: The parameter.
+            contested: Whether its weights stand against those of other parameters, as for the places of Cardinality.
+        """
 
 
 class Euclidean(Metric):
@@ -40,14 +46,17 @@ class Euclidean(Metric):
         return
 
     @override
-    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
+    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
         return 1.0
 
 
 class RMS(Metric):
     """D_i = √(bias-corrected running mean of G_i²) + tiny: a common length scale for all weights.
 
-    The state per parameter: ``mean_square`` (shape of the parameter) and ``updates`` (an integer).
+    The state per parameter: ``mean_square`` (shape of the parameter) and ``updates`` (an integer), from the first
+    gradient on that is not zero. Before it, as in the branches above a layer that starts at zero, there is no scale:
+    D = 1, as in the plain method, so that no price takes weights away that have not been tried yet; or tiny where they
+    would otherwise take the places of weights that have.
     """
 
     default_epsilon = 62.5
@@ -59,16 +68,17 @@ class RMS(Metric):
     @override
     def update(self, state: dict[str, Any], gradient: Tensor) -> None:
         if "mean_square" not in state:
+            if not bool(gradient.any()):
+                return
             state["mean_square"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
             state["updates"] = 0
         state["mean_square"].mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
         state["updates"] += 1
 
     @override
-    def weight(self, state: dict[str, Any], parameter: Tensor) -> MetricWeight:
+    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
         if "mean_square" not in state:
-            # No gradient has ever reached this parameter.
-            return self.tiny
+            return self.tiny if contested else 1.0
         correction = 1.0 - self.decay ** state["updates"]
         return (state["mean_square"] / correction).sqrt_().add_(self.tiny)
 

@@ -253,7 +253,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
-        return {self.parameter_name(p): self.metric.weight(self.state.get(p, {}), p) for p in self._parameters()}
+        parameters = self._parameters()
+        return dict(zip(map(self.parameter_name, parameters), self._metric_of(parameters), strict=True))
 
     def set_total_steps(self, total_steps: int) -> None:
         """Tells the length of the training when it becomes known only after construction.
@@ -390,7 +391,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         iteration = Iteration(
             parameters,
             gradients,
-            lambda: [self.metric.weight(self.state[p], p) for p in parameters],
+            lambda: self._metric_of(parameters),
             self.regularizer.at(self._step, self.total_steps),
             [i for i, p in enumerate(parameters) if id(p) in self._regularized],
             self._checks(),
@@ -501,6 +502,17 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+    def _metric_of(self, parameters: Sequence[Tensor]) -> list[MetricWeight]:
+        """D of all parameters, given in their order."""
+        unknown = [not self.state.get(p) for p in parameters]
+        contested = self._contested(parameters) if any(unknown) else set()
+        return [self.metric.weight(self.state.get(p, {}), p, id(p) in contested) for p in parameters]
+
+    def _contested(self, parameters: Sequence[Tensor]) -> set[int]:
+        """The regularised tensors whose weights stand against those of others, by identity."""
+        regularized = [id(p) for p in parameters if id(p) in self._regularized]
+        return {each for i, each in enumerate(regularized) if self.regularizer.restricted_to([i]).couples_tensors}
 
     def _positions(self) -> dict[str, list[int]]:
         """Where each layer's tensors are among all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -143,6 +144,52 @@ def test_tied_parameters_are_updated_once() -> None:
     # The first layer's input has not changed, so G is that of w, both uses included.
     expected = start - gradient / (2 * EPSILON)
     torch.testing.assert_close(network.a.weight.detach(), expected, rtol=0, atol=1e-14)
+
+
+class Shifted(nn.Module):
+    """Holds a tensor of its own beside layers that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(2, 6))
+        self.inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x + self.shift[0] * self.shift[1])
+
+
+def test_a_layer_that_holds_others_as_in_jacobi() -> None:
+    torch.manual_seed(0)
+    network = Shifted().double()
+    alone = copy.deepcopy(network)
+    x, y = data()
+    optimizer_of(network, L0(1e-4)).step(lambda: cross_entropy(network, x, y))
+    rule = Backtracking(epsilon=EPSILON, schedule=False)
+    jacobi = BSQHOptimizer(alone, regularizer=L0(1e-4), augmentation=rule, metric="euclidean")
+    jacobi.step(lambda: cross_entropy(alone, x, y))
+    torch.testing.assert_close(network.shift, alone.shift, rtol=0.0, atol=0.0)
+    # Its layers see the input that the new shift has moved.
+    assert not torch.equal(network.inner[0].weight, alone.inner[0].weight)
+
+
+def test_attention_and_a_positional_parameter() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.randn(1, 4, 8) / 10)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(x + self.position)
+
+    torch.manual_seed(0)
+    network = Encoder()
+    x, y = torch.randn(2, 16, 4, 8)
+    optimizer = BSQHOptimizer(network, regularizer=L0(1e-5), sweep="gauss-seidel")
+    losses = [float(optimizer.step(lambda: nn.functional.mse_loss(network(x), y))) for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
 
 
 def test_rejected_leaves_w() -> None:

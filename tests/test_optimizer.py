@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_bsqh import L0, Backtracking, BSQHOptimizer, Cardinality, Curvature
+from lightning_bsqh import L0, L1, Backtracking, BSQHOptimizer, Cardinality, Curvature, GroupL0
+from lightning_bsqh.regularizers import Regularizer
 from tests.problems import cross_entropy, data, smooth_network
 
 
@@ -213,3 +214,33 @@ def test_the_closure_may_take_gradients_itself() -> None:
     values = [float(optimizer.step(closure)) for _ in range(10)]
     assert optimizer.last_step.accepted
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("regularizer", [L0(rho=1e-5), GroupL0(rho=1e-5), L1(rho=1e-5)])
+def test_a_price_takes_nothing_that_no_gradient_has_reached(regularizer: Regularizer) -> None:
+    """As in networks whose last layer, or the last of each branch, starts at zero."""
+    network = smooth_network()
+    last = list(network.parameters())[-2]
+    torch.nn.init.zeros_(last)
+    x, y = data()
+    optimizer = BSQHOptimizer(network, regularizer=regularizer)
+    losses = [float(optimizer.step(lambda: cross_entropy(network, x, y))) for _ in range(50)]
+    assert losses[-1] < losses[0] - 0.1
+    assert optimizer.sparsity() < 0.5
+
+
+def test_what_no_gradient_reaches_comes_last_where_weights_compete() -> None:
+    class Unused(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = smooth_network(), torch.nn.Linear(6, 100).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x) + 0.0 * self.unused(x).sum()
+
+    network = Unused()
+    x, y = data()
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0)))
+    optimizer.step(lambda: cross_entropy(network, x, y))
+    assert not network.unused.weight.any()
+    assert optimizer.sparsity() == pytest.approx(0.9, abs=2e-3)

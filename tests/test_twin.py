@@ -75,12 +75,24 @@ RULES = {
 @pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("start", ["small", "large"])
 def test_same_trajectory_as_the_twin(name: str, metric: str, rule: str, start: str) -> None:
+    compare(smooth_network(), name, metric, rule, STARTS[metric][start])
+
+
+@pytest.mark.parametrize("name", ["l0", "cardinality", "cardinality per layer", "rows"])
+def test_layers_that_no_gradient_reaches_at_first(name: str) -> None:
     network = smooth_network()
+    with torch.no_grad():
+        for parameter in list(network.parameters())[-2:]:
+            parameter.zero_()
+    compare(network, name, "rms", "curvature", STARTS["rms"]["large"])
+
+
+def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon: float) -> None:
     names = [n for n, _ in network.named_parameters()]
     x, y = data()
     batches = [slice(0, 32), slice(32, 64), slice(64, 96)]
     regularizer, penalty = REGULARIZERS[name]
-    augmentation, twin_rule = RULES[rule](STARTS[metric][start])
+    augmentation, twin_rule = RULES[rule](epsilon)
     optimizer = BSQHOptimizer(
         network, regularizer=regularizer, augmentation=augmentation, metric=metric, total_steps=STEPS
     )

@@ -96,8 +96,16 @@ _MULTIPLY_ADDS = _Single(
     "multiply_adds/share", "Multiply-adds left", "share of multiply-adds",
     "Of linear and convolutional layers, if zeros are skipped.", percent=True,
 )  # fmt: skip
-_KNOWN = ("bsqh/", "nonzero/", "sparsity/", "hamiltonian/", "augmented_hamiltonian/", "pmp_residual/", "support/")
-_KNOWN += ("multiply_adds/",)
+_KNOWN = (
+    "bsqh/",
+    "nonzero/",
+    "sparsity/",
+    "hamiltonian/",
+    "augmented_hamiltonian/",
+    "pmp_residual/",
+    "support/",
+    "multiply_adds/",
+)
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:

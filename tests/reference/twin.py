@@ -334,14 +334,23 @@ class Twin:
     total: int | None = None
     step_count: int = 0
     mean_square: list = field(default_factory=list)
+    updates: list = field(default_factory=list)
 
     def _metric(self, gradient):
         if self.metric == "euclidean":
             return [np.ones_like(g) for g in gradient]
         if not self.mean_square:
             self.mean_square = [np.zeros_like(g) for g in gradient]
-        self.mean_square = [0.999 * v + 0.001 * g**2 for v, g in zip(self.mean_square, gradient, strict=True)]
-        return [np.sqrt(v / (1 - 0.999 ** (self.step_count + 1))) + 1e-8 for v in self.mean_square]
+            self.updates = [0] * len(gradient)
+        metric = []
+        for i, g in enumerate(gradient):
+            self.mean_square[i] = 0.999 * self.mean_square[i] + 0.001 * g**2
+            if self.updates[i] > 0 or np.any(g != 0):
+                self.updates[i] += 1
+                metric.append(np.sqrt(self.mean_square[i] / (1 - 0.999 ** self.updates[i])) + 1e-8)
+            else:  # no gradient has ever reached it: last where weights of all layers compete, else the plain method
+                metric.append(np.full_like(g, 1.0 if getattr(self.regularizer, "per_layer", True) else 1e-8))
+        return metric
 
     def _raise(self):
         if self.total is None:
