@@ -9,7 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelSummary, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    ModelSummary,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -217,13 +222,14 @@ class BSQHStrategy(SingleDeviceStrategy):
     def _refuse_callbacks(self, trainer: pl.Trainer) -> None:
         refused = {
             StochasticWeightAveraging: "averaged weights have no exact zeros",
+            WeightAveraging: "averaged weights have no exact zeros",
             GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
         }
         for callback in callbacks_of(trainer):
             for kind, reason in refused.items():
                 if isinstance(callback, kind):
                     raise MisconfigurationException(
-                        f"The callback {kind.__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
+                        f"The callback {type(callback).__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
                     )
 
     @override

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from typing_extensions import override
@@ -229,6 +229,7 @@ def test_modules_that_cannot_work(make_trainer: Any, make_loader: Any, make: Any
         ({"accumulate_grad_batches": 2}, ["accumulate_grad_batches=2", "larger batches"]),
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, ["GradientAccumulationScheduler"]),
         ({"callbacks": [StochasticWeightAveraging(swa_lrs=0.1)]}, ["StochasticWeightAveraging", "exact zeros"]),
+        ({"callbacks": [EMAWeightAveraging()]}, ["EMAWeightAveraging", "exact zeros"]),
         ({"plugins": [MixedPrecision("16-mixed", "cpu")]}, ["16-mixed", "bf16-mixed"]),
     ],
 )
