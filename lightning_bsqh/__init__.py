@@ -18,6 +18,7 @@ from lightning_bsqh.regularizers import (
     check_regularizer,
 )
 from lightning_bsqh.strategy import BSQHStrategy
+from lightning_bsqh.wandb_workspace import build_workspace
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "Regularizer",
     "StepReport",
     "__version__",
+    "build_workspace",
     "check_regularizer",
     "pmp_residual",
 ]
