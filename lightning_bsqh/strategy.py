@@ -337,9 +337,15 @@ class BSQHStrategy(SingleDeviceStrategy):
                 " to the Trainer or max_iterations to BSQHStrategy instead of max_steps."
             )
         if not self._optimizer.meets_constraint():
+            report = self._optimizer.last_step
             rank_zero_warn(
                 f"The training ended before {self._optimizer.regularizer!r} was met:"
-                f" {100 * self._optimizer.sparsity():.2f} % of the weights are zero. It was stopped within the ramp."
+                f" {100 * self._optimizer.sparsity():.2f} % of the weights are zero. "
+                + (
+                    "The last trials were rejected: with so many zeros the loss is not finite, or rises too far."
+                    if report is not None and report.tightened and not report.accepted
+                    else "It was stopped within the ramp."
+                )
             )
 
     # ------------------------------------------------------------------ one batch

@@ -711,6 +711,19 @@ def test_compiled(make_trainer: Any, make_loader: Any, what: str) -> None:
     assert optimizer_of(trainer).sparsity() == pytest.approx(0.9)
 
 
+def test_says_why_a_demand_could_not_be_met(make_trainer: Any, make_loader: Any) -> None:
+    class Normed(SmallModule):
+        """A row of zeros has no direction, so that the loss is not a number."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[0] = nn.utils.parametrizations.weight_norm(self.net[0])
+
+    strategy = BSQHStrategy(Cardinality(0.98, ramp=(0.0, 0.0)))
+    with pytest.warns(match="last trials were rejected: with so many zeros the loss is not finite"):
+        make_trainer(strategy, max_steps=3).fit(Normed(), make_loader())
+
+
 def test_warns_if_stopped_within_the_ramp(make_trainer: Any, make_loader: Any) -> None:
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
