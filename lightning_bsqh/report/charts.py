@@ -175,7 +175,8 @@ def _epsilon(runs: Sequence[Run]) -> Chart:
 
 def _decrease(runs: Sequence[Run]) -> Chart:
     """What each step brought, against what the acceptance test promises; on a logarithmic axis, rises as crosses."""
-    chart = Chart("Loss decrease per step", "On the step's own batch.")
+    title = "Decrease of the objective per step"
+    chart = Chart(title, "On the step's own batch, against what the acceptance test promises.")
     rises = False
     for index, run in enumerate(runs):
         steps, values = run.metrics.get("bsqh/loss_decrease", ([], []))
@@ -199,8 +200,8 @@ def _decrease(runs: Sequence[Run]) -> Chart:
                 "hovertemplate": "increase: %{y:.4g}<extra></extra>",
             })  # fmt: skip
     if rises:
-        chart.note += " It may rise where R falls, or where a constraint is being tightened."
-    return _finish(chart, "L(w) − L(û), loss units", log=True)
+        chart.note += " It may rise only where a constraint is being tightened."
+    return _finish(chart, "J(w) − J(û), loss units", log=True)
 
 
 def _support(runs: Sequence[Run]) -> Chart:

@@ -82,7 +82,7 @@ def test_curves_show_what_the_file_holds(tmp_path) -> None:
         ("Objective", "each batch", "bsqh/objective"),
         ("Augmentation ε", "ε of the last trial", "bsqh/epsilon"),
         ("Step length τ", "Step length τ", "bsqh/tau"),
-        ("Loss decrease per step", "promised: ητ", "bsqh/promised_decrease"),
+        ("Decrease of the objective per step", "promised: ητ", "bsqh/promised_decrease"),
         ("Multiply-adds left", "Multiply-adds left", "multiply_adds/share"),
         ("Weights that came and went", "became non-zero", "support/entered"),
         ("Weights that came and went", "became zero", "support/left"),
@@ -102,7 +102,7 @@ def test_curves_show_what_the_file_holds(tmp_path) -> None:
         (trace,) = (trace for trace in page.chart(title)["data"] if trace["name"] == name)
         assert _points(trace) == _column(folder, key), title
     # On a logarithmic axis: gaps and crosses where the loss has risen.
-    decrease, _, increase = page.chart("Loss decrease per step")["data"]
+    decrease, _, increase = page.chart("Decrease of the objective per step")["data"]
     fallen = [(step, value if value > 0 else None) for step, value in _column(folder, "bsqh/loss_decrease")]
     assert _points(decrease) == fallen
     assert _points(increase) == [(29, 0.02), (59, 0.02)]
