@@ -121,6 +121,17 @@ class Augmentation(ABC):
             return self.epsilon
         return min(self.epsilon * self.schedule(progress), self.epsilon_max)
 
+    def epsilon_for(self, epsilon: float, tau: float) -> float:
+        """ε to try instead of ``epsilon``, at least as large, now that the length of its step is known.
+
+        Asked before the trial sweep; here ``epsilon`` itself.
+
+        Args:
+            epsilon: What :meth:`epsilon_at` gave.
+            tau: ‖û − w‖²_D for it, without weights that û sets to zero where a constraint has just been tightened.
+        """
+        return epsilon
+
     @abstractmethod
     def observe(self, trial: Trial) -> None:
         """Moves :attr:`epsilon` after a trial; after a rejected one it must rise."""
@@ -178,6 +189,11 @@ class Curvature(Augmentation):
     is far too long, and what such a step destroys no later ε brings back. One that is too large is halved
     by every accepted trial until it has come within a factor e of the target for the first time.
 
+    The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
+    has become small, say; D follows slowly, and the step G/(2εD) lowers the batch's loss and destroys the network. So
+    where ε²τ, a measure of the gradient that does not depend on ε, exceeds ``outlier`` times its running average, ε is
+    raised for this iteration until τ is no more than that.
+
     Args:
         epsilon: Start ε⁰ > 0; the floor if that is higher. None takes the metric's.
         safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
@@ -188,6 +204,7 @@ class Curvature(Augmentation):
         smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
         fall: Largest decrease of ln ε by one accepted trial, > 0.
         rise: Largest increase of ln ε by one accepted trial, > 0.
+        outlier: How many times as long as usual, in ε²τ, a step may be, > 1; None sets no limit.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
         schedule: Whether to raise ε towards the end of training.
@@ -202,6 +219,7 @@ class Curvature(Augmentation):
         smoothing: float = 0.05,
         fall: float = 0.05,
         rise: float = 0.1,
+        outlier: float | None = 10.0,
         epsilon_min: float = 1e-8,
         epsilon_max: float = 1e12,
         schedule: bool = True,
@@ -213,10 +231,13 @@ class Curvature(Augmentation):
         self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
         self.fall = number("fall", fall, low=0.0, open_low=True)
         self.rise = number("rise", rise, low=0.0, open_low=True)
+        self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
         self._second_order = 0.0
         self._tau = 0.0
         # Whether ε has been near its target once: from then on it falls slowly.
         self._settled = False
+        # The running average of ε²τ.
+        self._length: float | None = None
 
     @override
     def prepare(self, default_epsilon: float, default_floor: float) -> None:
@@ -226,7 +247,19 @@ class Curvature(Augmentation):
         self.epsilon = max(self.epsilon, self.floor)
 
     @override
+    def epsilon_for(self, epsilon: float, tau: float) -> float:
+        if self._length is None or self.outlier is None or not math.isfinite(tau):
+            return epsilon
+        return min(max(epsilon, math.sqrt(tau / (self.outlier * self._length)) * epsilon**2), self.epsilon_max)
+
+    @override
     def observe(self, trial: Trial) -> None:
+        if trial.accepted and not trial.tightened and trial.tau > 0.0:
+            length = trial.epsilon**2 * trial.tau
+            usual = length if self._length is None else self._length
+            # An outlier that was not let through for all its length shall not become usual for all of it either.
+            counted = length if self.outlier is None else min(length, self.outlier * usual)
+            self._length = self.memory * usual + (1.0 - self.memory) * counted
         if not trial.accepted:
             own = trial.curvature
             target = math.inf if own is None else self.safety * own / 2.0
@@ -256,7 +289,8 @@ class Curvature(Augmentation):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "second_order": self._second_order, "tau": self._tau, "settled": self._settled}
+        own = {"second_order": self._second_order, "tau": self._tau, "settled": self._settled, "length": self._length}
+        return {**super().state_dict(), **own}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -264,3 +298,4 @@ class Curvature(Augmentation):
         self._second_order = float(state.get("second_order", 0.0))
         self._tau = float(state.get("tau", 0.0))
         self._settled = bool(state.get("settled", True))
+        self._length = state.get("length")

@@ -149,6 +149,16 @@ class Iteration:
             given[i] = gradient
         self._excess += self._safeguard.apply_([check], base, given, self._layer_metric, epsilon)
 
+    def length(self, candidate: Candidate) -> float:
+        """τ of a candidate that the parameters hold, without what a constraint just tightened has set to zero."""
+        if not self.tightened:
+            return candidate.tau
+        kept = [
+            squared_length((p - w).mul_(p != 0).flatten(), d)
+            for p, w, d in zip(self.parameters, self._base, self._metric(), strict=True)
+        ]
+        return _sum(kept)
+
     def measure(self) -> Candidate:
         """Compares what the parameters hold with the base point."""
         return self._measure(self._metric())

@@ -399,12 +399,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
         base_loss = loss
         projected = accepted = False
         trials = 0
+        least = 0.0
         groups = self._positions() if self.record_layers else None
         first: dict[str, LayerTerms] = {}
         while not accepted and trials < self.max_trials:
             trials += 1
-            epsilon = self._epsilon()
-            candidate, trial_loss = self._try(iteration, epsilon, sweeps)
+            epsilon, candidate, trial_loss = self._try(iteration, max(self._epsilon(), least), sweeps)
+            # A limit that the step's length sets does not move by itself.
+            least = 1.5 * epsilon if epsilon > self._epsilon() else least
             if groups is not None and trials == 1:
                 first = iteration.terms(groups, epsilon)
             change = _change(trial_loss, base_loss)
@@ -436,14 +438,17 @@ class BSQHOptimizer(torch.optim.Optimizer):
             base_loss = loss
         self._report(loss, base_loss + iteration.penalty, change, candidate, epsilon, trials, accepted, iteration)
 
-    def _try(self, iteration: Iteration, epsilon: float, sweeps: Sweeps) -> tuple[Candidate, float]:
-        """Puts û into the parameters and runs a trial sweep; gives û's difference from w and L_B(û)."""
+    def _try(self, iteration: Iteration, epsilon: float, sweeps: Sweeps) -> tuple[float, Candidate, float]:
+        """Puts û into the parameters and runs a trial sweep; gives its ε, û's difference from w and L_B(û)."""
         if self._gauss_seidel is None:
             candidate = iteration.maximise_(epsilon)
-            return candidate, sweeps.trial()
+            raised = self.augmentation.epsilon_for(epsilon, iteration.length(candidate))
+            if raised > epsilon:
+                epsilon, candidate = raised, iteration.maximise_(raised)
+            return epsilon, candidate, sweeps.trial()
         with self._gauss_seidel.updating(iteration, epsilon):
             loss = sweeps.trial()
-        return iteration.measure_layers(), loss
+        return epsilon, iteration.measure_layers(), loss
 
     def _checks(self) -> list[Check]:
         """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""

@@ -114,6 +114,35 @@ def test_a_start_below_the_floor_is_raised_to_it() -> None:
         assert rule.epsilon == expected
 
 
+def test_a_step_far_longer_than_usual_is_shortened() -> None:
+    rule = Curvature(epsilon=1.0, outlier=10.0)
+    # Nothing is usual before the first step.
+    assert rule.epsilon_for(1.0, 1e6) == 1.0
+    for _ in range(20):
+        rule.observe(trial(tau=0.1))
+    assert rule.epsilon_for(1.0, 0.9) == 1.0
+    # τ falls with ε²: the step is then ten times as long as usual and not more.
+    raised = rule.epsilon_for(1.0, 40.0)
+    assert 40.0 / raised**2 == pytest.approx(10 * 0.1)
+    # What counts is ε²τ, which a schedule does not change.
+    assert rule.epsilon_for(100.0, 0.9e-4) == 100.0
+    assert rule.epsilon_for(100.0, 40.0e-4) == pytest.approx(100.0 * raised)
+    assert rule.epsilon_for(1.0, math.inf) == 1.0
+    assert Curvature(epsilon=1.0, outlier=None).epsilon_for(1.0, 40.0) == 1.0
+
+
+def test_what_is_usual_follows_the_steps() -> None:
+    rule = Curvature(epsilon=1.0)
+    for tau in [0.1] * 20 + [10.0] * 20:
+        rule.observe(trial(tau=tau))
+    assert rule.epsilon_for(1.0, 50.0) == 1.0
+    # Trials that are rejected, or from a point that a constraint has just left, are not what is usual.
+    for _ in range(20):
+        rule.observe(trial(tau=1e-6, accepted=False))
+        rule.observe(trial(tau=1e-6, tightened=True))
+    assert rule.epsilon_for(1.0, 50.0) == 1.0
+
+
 def test_negative_curvature_on_one_batch_does_no_harm() -> None:
     rule = Curvature(epsilon=1.2)
     for _ in range(200):
@@ -183,6 +212,7 @@ def test_state_goes_on_where_it_was() -> None:
         first.observe(trial(curvature))
     second = Curvature(epsilon=5.0)
     second.load_state_dict(first.state_dict())
+    assert first.epsilon_for(1.0, 1e3) == second.epsilon_for(1.0, 1e3) > 1.0
     for rule in (first, second):
         rule.observe(trial(2.5))
     assert first.epsilon == second.epsilon

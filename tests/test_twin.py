@@ -87,7 +87,24 @@ def test_layers_that_no_gradient_reaches_at_first(name: str) -> None:
     compare(network, name, "rms", "curvature", STARTS["rms"]["large"])
 
 
-def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon: float) -> None:
+@pytest.mark.parametrize("name", ["l0", "cardinality", "ternary"])
+@pytest.mark.parametrize("start", ["small", "large"])
+def test_single_batches_with_a_gradient_far_longer_than_usual(name: str, start: str) -> None:
+    raised = compare(smooth_network(), name, "rms", "curvature", STARTS["rms"][start], outlier=30.0)
+    assert raised > 5
+
+
+def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon: float, outlier: float = 1.0) -> int:
+    """Drives both; gives the number of iterations that ended with an ε above that of rule and schedule.
+
+    Args:
+        network: Is trained.
+        name: Of the regularizer.
+        metric: Of the optimizer.
+        rule: Its name.
+        epsilon: ε⁰.
+        outlier: Factor of the loss in every ninth iteration.
+    """
     names = [n for n, _ in network.named_parameters()]
     x, y = data()
     batches = [slice(0, 32), slice(32, 64), slice(64, 96)]
@@ -106,21 +123,26 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         total=STEPS,
     )
     accepted = []
+    raised = 0
     for step in range(STEPS):
-        batch = batches[step % 3]
+        batch, factor = batches[step % 3], outlier if step % 9 == 8 else 1.0
 
-        def loss_and_gradient(u: list[np.ndarray], batch: slice = batch) -> tuple[float, list[np.ndarray]]:
+        def loss_and_gradient(
+            u: list[np.ndarray], batch: slice = batch, factor: float = factor
+        ) -> tuple[float, list[np.ndarray]]:
             tensors = [torch.tensor(a, requires_grad=True) for a in u]
             outputs = functional_call(network, dict(zip(names, tensors, strict=True)), (x[batch],))
-            loss = torch.nn.functional.cross_entropy(outputs, y[batch])
+            loss = factor * torch.nn.functional.cross_entropy(outputs, y[batch])
             gradient = torch.autograd.grad(loss, tensors)
             return loss.item(), [g.numpy() for g in gradient]
 
         expected = twin.step(loss_and_gradient)
-        optimizer.step(lambda batch=batch: cross_entropy(network, x[batch], y[batch]))
+        own = optimizer.augmentation.epsilon_at(step / STEPS)
+        optimizer.step(lambda batch=batch, factor=factor: factor * cross_entropy(network, x[batch], y[batch]))
         report = optimizer.last_step
         assert report is not None
         accepted.append(report.accepted)
+        raised += report.trials == 1 and report.epsilon > own * (1.0 + 1e-12)
         assert report.accepted == expected["accepted"]
         assert report.trials == expected["trials"]
         np.testing.assert_allclose(report.epsilon, expected["epsilon"], rtol=1e-7)
@@ -130,3 +152,4 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         np.testing.assert_allclose(parameter.detach().numpy(), reference, rtol=1e-7, atol=1e-9)
         assert (parameter.detach().numpy() == 0).tolist() == (reference == 0).tolist()
     assert any(accepted)
+    return raised

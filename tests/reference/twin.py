@@ -284,7 +284,10 @@ class BacktrackingTwin:
     sigma: float = 1.1
     zeta: float = 0.9
 
-    def observe(self, accepted, change, slope, tau, tightened):
+    def for_length(self, epsilon, tau):
+        return epsilon
+
+    def observe(self, accepted, change, slope, tau, tightened, tried):
         self.epsilon *= self.zeta if accepted else self.sigma
 
 
@@ -296,11 +299,22 @@ class CurvatureTwin:
     numerator: float = 0.0
     denominator: float = 0.0
     settled: bool = False
+    outlier: float = 10.0
+    length: float | None = None
 
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
 
-    def observe(self, accepted, change, slope, tau, tightened):
+    def for_length(self, epsilon, tau):
+        """ε² τ, which does not depend on ε, no more than ten times as large as usual."""
+        if self.length is None:
+            return epsilon
+        return max(epsilon, epsilon * math.sqrt(epsilon**2 * tau / (self.outlier * self.length)))
+
+    def observe(self, accepted, change, slope, tau, tightened, tried):
+        if accepted and not tightened and tau > 0:
+            usual = tried**2 * tau if self.length is None else self.length
+            self.length = 0.9 * usual + 0.1 * min(tried**2 * tau, self.outlier * usual)
         second_order = change + slope
         known = math.isfinite(second_order) and tau > 0 and second_order != 0
         if not accepted:
@@ -365,13 +379,23 @@ class Twin:
         tightened = not reg.admits([w[i] for i in idx], k)
         accepted = projected = False
         trials = 0
+        least = 0.0
         while not accepted and trials < self.max_trials:
             trials += 1
-            epsilon = self.rule.epsilon * self._raise()
-            candidate = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
-            maximised = reg.prox([candidate[i] for i in idx], [d[i] for i in idx], epsilon, k)
-            for i, a in zip(idx, maximised, strict=True):
-                candidate[i] = a
+            epsilon = max(self.rule.epsilon * self._raise(), least)
+
+            def maximiser(epsilon, w=w):
+                z = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
+                for i, a in zip(idx, reg.prox([z[i] for i in idx], [d[i] for i in idx], epsilon, k), strict=True):
+                    z[i] = a
+                return z
+
+            candidate = maximiser(epsilon)
+            steps = [np.where(tightened & (c == 0), 0, c - wi) for c, wi in zip(candidate, w, strict=True)]
+            epsilon = self.rule.for_length(epsilon, sum((di * s**2).sum() for di, s in zip(d, steps, strict=True)))
+            candidate = maximiser(epsilon)
+            if epsilon > self.rule.epsilon * self._raise():
+                least = 1.5 * epsilon
             trial_loss, _ = loss_and_gradient(candidate)
 
             def compare(candidate=candidate, trial_loss=trial_loss, loss=loss):
@@ -389,7 +413,7 @@ class Twin:
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
-            self.rule.observe(accepted, change, slope, tau, tightened)
+            self.rule.observe(accepted, change, slope, tau, tightened, epsilon)
         self.u = candidate if accepted else w
         self.step_count += 1
         return {

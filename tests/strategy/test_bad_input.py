@@ -91,6 +91,7 @@ def test_options_of_the_optimizer(options: dict[str, Any], error: type[Exception
         (lambda: Backtracking(epsilon_min=0.0), ValueError, ["epsilon_min", "0.0", "(0, inf)"]),
         (lambda: Backtracking(epsilon_min=2.0, epsilon_max=1.0), ValueError, ["epsilon_max", "1.0", "[2, inf)"]),
         (lambda: Curvature(safety=0.5), ValueError, ["safety", "0.5", "(0.5, inf)"]),
+        (lambda: Curvature(outlier=1.0), ValueError, ["outlier", "1.0", "(1, inf)"]),
         (lambda: Curvature(smoothing=0.0), ValueError, ["smoothing", "0.0", "(0, 1]"]),
         (lambda: Curvature(smoothing=1.5), ValueError, ["smoothing", "1.5", "(0, 1]"]),
         (lambda: Curvature(epsilon=0.0), ValueError, ["epsilon", "0.0", "[1e-08, 1e+12]"]),
