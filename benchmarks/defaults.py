@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from lightning_bsqh import BSQHStrategy
-from lightning_bsqh.callbacks.sparsity_monitor import layer_weights, sparsity_values
+from lightning_bsqh.callbacks._weights import layer_weights, sparsity_values
 from lightning_bsqh.zoo import ImageClassifier, LeNet5, ResNet8, SmallLeNet
 from lightning_bsqh.zoo.data import CIFAR10DataModule, DigitsDataModule, MNISTDataModule
 

@@ -46,8 +46,8 @@ from rich.table import Table
 from torch import nn
 
 from lightning_bsqh import Backtracking, BSQHStrategy, Cardinality, Curvature
-from lightning_bsqh.augmentation import Augmentation, Trial
-from lightning_bsqh.metric import make_metric
+from lightning_bsqh.method.augmentation import Augmentation, Trial
+from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.zoo import ImageClassifier, LeNet5, ResNet8, SmallLeNet
 from lightning_bsqh.zoo.data import CIFAR10DataModule, DigitsDataModule, MNISTDataModule

@@ -24,7 +24,7 @@ from step_cost import NETWORKS, Module, loader
 
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
-from lightning_bsqh.iteration import Iteration
+from lightning_bsqh.method.iteration import Iteration
 
 
 class Stopwatch:

@@ -39,7 +39,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, PMPResidual, Regularizer, pmp_residual
-from lightning_bsqh.augmentation import Trial
+from lightning_bsqh.method.augmentation import Trial
 
 SAMPLES, BATCH = 512, 64
 ETA, SIGMA, ZETA, EPSILON = 1e-2, 1.1, 0.9, 10.0

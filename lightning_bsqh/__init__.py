@@ -1,8 +1,9 @@
 """Trains sparse networks from scratch by the batch sequential quadratic Hamiltonian method."""
 
-from lightning_bsqh.augmentation import Augmentation, Backtracking, Curvature
-from lightning_bsqh.certificate import LayerResidual, PMPResidual, pmp_residual
-from lightning_bsqh.optimizer import BSQHOptimizer, StepReport
+from lightning_bsqh.certificate.residual import LayerResidual, PMPResidual, pmp_residual
+from lightning_bsqh.method.augmentation import Augmentation, Backtracking, Curvature
+from lightning_bsqh.method.report import StepReport
+from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import (
     L0,
     L1,
@@ -17,8 +18,8 @@ from lightning_bsqh.regularizers import (
     Regularizer,
     check_regularizer,
 )
-from lightning_bsqh.strategy import BSQHStrategy
-from lightning_bsqh.wandb_workspace import build_workspace
+from lightning_bsqh.strategy.strategy import BSQHStrategy
+from lightning_bsqh.wandb.workspace import build_workspace
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,67 +13,21 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, integer, number
-from lightning_bsqh.augmentation import Augmentation, Curvature, Trial
-from lightning_bsqh.boundaries import Boundaries
-from lightning_bsqh.closure_full_batch import ClosureFullBatch
-from lightning_bsqh.full_batch import make_full_batch
-from lightning_bsqh.gauss_seidel import GaussSeidel
-from lightning_bsqh.iteration import Candidate, Iteration, LayerTerms
-from lightning_bsqh.layers import Layer, LayerChoice, find_layers
-from lightning_bsqh.metric import make_metric
+from lightning_bsqh.method.augmentation import Augmentation, Curvature, Trial
+from lightning_bsqh.method.candidate import Candidate, LayerTerms
+from lightning_bsqh.method.gauss_seidel import GaussSeidel
+from lightning_bsqh.method.iteration import Iteration
+from lightning_bsqh.method.metric import make_metric
+from lightning_bsqh.method.report import LayerReport, StepReport
+from lightning_bsqh.method.safeguard import TrueHamiltonian
+from lightning_bsqh.network.layer_calls import Boundaries
+from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
-from lightning_bsqh.safeguard import Check
-from lightning_bsqh.sweeps import ClosureSweeps, Sweeps
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one iteration did. Losses and objectives are means over the batch, in the loss's units.
-
-    Attributes:
-        step: Number of the iteration, from 0.
-        loss: L_B(w) of the forward sweep.
-        objective_before: J_B at the point that the trials were compared with: w, or its projection
-            where a constraint has just been tightened and w was no better.
-        objective_after: J_B at the new iterate.
-        loss_decrease: objective_before − objective_after, formed as a difference of the parts.
-        epsilon: ε of the last trial, schedule included.
-        tau: ‖u^{k+1} − w‖²_D, 0 if nothing was accepted.
-        trials: Number of trial sweeps at candidates û.
-        accepted: Whether a candidate was accepted.
-        skipped: Whether loss or gradient were not finite, or there was no loss; nothing changed then.
-        tightened: Whether w violated a constraint that had just been tightened.
-        hamiltonian_gain: K_ε(û; w) − K_ε(w; w) of the last candidate, summed over the layers.
-    """
-
-    step: int
-    loss: float
-    objective_before: float
-    objective_after: float
-    loss_decrease: float
-    epsilon: float
-    tau: float
-    trials: int
-    accepted: bool
-    skipped: bool
-    tightened: bool
-    hamiltonian_gain: float
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What one iteration did to one layer; all in the units of the loss.
-
-    Attributes:
-        hamiltonian: H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l) at the w of the forward sweep.
-        residual: max K_ε(·; w) − K_ε(w; w), the layer's part, for the ε of the first trial.
-        gain: K_ε(û; w) − K_ε(w; w), the layer's part, for the last candidate û and its ε.
-    """
-
-    hamiltonian: float
-    residual: float
-    gain: float
+from lightning_bsqh.sweeps.base import Sweeps
+from lightning_bsqh.sweeps.closure import ClosureSweeps
+from lightning_bsqh.sweeps.closure_full_batch import ClosureFullBatch
+from lightning_bsqh.sweeps.full_batch_options import make_full_batch
 
 
 class BSQHOptimizer(torch.optim.Optimizer):
@@ -94,10 +47,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
         max_trials: Largest number of trial sweeps per iteration, at least 1.
-        regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.layers.find_layers`; not together
-            with a ``regularizer`` by patterns.
+        regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.network.layers.find_layers`; not
+            together with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
-        layers: Which modules are the layers, see :func:`~lightning_bsqh.layers.find_layers`.
+        layers: Which modules are the layers, see :func:`~lightning_bsqh.network.layers.find_layers`.
         sweep: ``"jacobi"`` updates all layers from the same states; ``"gauss-seidel"`` one after the other inside
             the trial sweep (method §5).
         batch_mode: ``"mini"``, one iteration per batch, or ``"full"``, one iteration on the whole data in
@@ -450,14 +403,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
             loss = sweeps.trial()
         return epsilon, iteration.measure_layers(), loss
 
-    def _checks(self) -> list[Check]:
+    def _checks(self) -> list[TrueHamiltonian]:
         """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
         checks = []
         for layer, positions in self._checked if self._boundaries is not None else []:
             assert self._boundaries is not None
             calls = len(self._boundaries.calls(layer))
             if calls > 1 or (calls == 1 and self._gauss_seidel is None):
-                checks.append(Check(positions, partial(self._boundaries.alignment, layer)))
+                checks.append(TrueHamiltonian(positions, partial(self._boundaries.alignment, layer)))
         return checks
 
     def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:

@@ -94,7 +94,7 @@ def test_epsilon_compares_the_rules_and_repeats_no_run(tmp_path: Path, capsys: p
 
 def test_epsilon_calls_a_fixed_start_back_after_every_iteration() -> None:
     benchmark = load("epsilon")
-    from lightning_bsqh.augmentation import Trial
+    from lightning_bsqh.method.augmentation import Trial
 
     rule = benchmark.Fixed(10.0, max_trials=3)
     seen = []

@@ -9,8 +9,8 @@ pytest.importorskip("jsonargparse")
 
 from lightning_bsqh import BSQHOptimizer, Cardinality
 from lightning_bsqh.callbacks import MagnitudePruning
-from lightning_bsqh.cli import BSQHCLI
-from lightning_bsqh.demo import recipe_path
+from lightning_bsqh.cli.demo import recipe_path
+from lightning_bsqh.cli.lightning_cli import BSQHCLI
 from tests.zoo.made_data import make_cifar10, make_mnist
 
 NAMES = sorted(path.name for path in recipe_path("digits_lenet5.yaml").parent.glob("*.yaml"))

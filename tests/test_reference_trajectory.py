@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh import L2, Backtracking, BSQHOptimizer
-from lightning_bsqh.augmentation import Trial
+from lightning_bsqh.method.augmentation import Trial
 from lightning_bsqh.zoo import ResidualEuler
 
 DELTA = 0.25

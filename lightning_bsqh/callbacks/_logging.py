@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import lightning as L
 
-from lightning_bsqh.unannounced import log_every_n_steps_of
+from lightning_bsqh.trainer_access import log_every_n_steps_of
 
 
 def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str | None) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, show, write
 from lightning_bsqh.callbacks._training import bsqh_optimizer
-from lightning_bsqh.optimizer import LayerReport
+from lightning_bsqh.method.report import LayerReport
 
 
 class HamiltonianMonitor(L.Callback):

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.callbacks.sparsity_monitor import layer_weights
+from lightning_bsqh.callbacks._weights import layer_weights
 from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
 

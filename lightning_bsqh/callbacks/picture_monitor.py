@@ -15,14 +15,14 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due
-from lightning_bsqh.callbacks.sparsity_monitor import (
+from lightning_bsqh.callbacks._weights import (
     all_weights,
     count_zero_groups,
     count_zeros,
     layer_weights,
     sparsity_values,
 )
-from lightning_bsqh.pictures import filter_mask, labels, sparsity_bars
+from lightning_bsqh.wandb.images import filter_mask, labels, sparsity_bars
 
 _BINS = 64
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,7 +46,8 @@ class PictureMonitor(L.Callback):
     - ``pictures/sparsity``: a bar for each layer, as long as its share of zeros;
     - ``weights/<layer>``: the histogram of the layer's weights that are not zero (the zeros, a single high bar, would
       hide the others; their share is in the bars). Values that are not finite are left out;
-    - ``masks/<layer>``: for each convolution which weights are left, see :func:`~lightning_bsqh.pictures.filter_mask`.
+    - ``masks/<layer>``: for each convolution which weights are left, see
+      :func:`~lightning_bsqh.wandb.images.filter_mask`.
 
     At the end ``pictures/layers``, a table of the layers. In the run's summary ``best/<key>``, the largest value of
     every metric with "acc" in its key that a validation has logged, and ``best/<key>_sparsity``, the sparsity that the

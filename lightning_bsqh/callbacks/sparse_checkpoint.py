@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.callbacks.sparsity_monitor import count_zeros, layer_weights
+from lightning_bsqh.callbacks._weights import count_zeros, layer_weights
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, show, write
-from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.callbacks._weights import OutputPositions, layer_weights, sparsity_values
 
 
 class SparsityMonitor(L.Callback):
@@ -83,93 +83,5 @@ class SparsityMonitor(L.Callback):
         return values
 
 
-class OutputPositions:
-    """Looks at one forward, to see at how many positions per sample each weight is used.
-
-    Args:
-        module: The network.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._positions: dict[int, float] = {}
-        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        self._handles = [m.register_forward_hook(self._note) for m in module.modules() if isinstance(m, kinds)]
-
-    def stop(self) -> None:
-        """Looks no more."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def share(self, weights: Iterable[Tensor]) -> float | None:
-        """The share of multiply-adds with weights that are not zero; None if no layer has been seen."""
-        if self._positions:
-            self.stop()
-        done = total = 0.0
-        for weight in weights:
-            positions = self._positions.get(id(weight), 0.0)
-            done += positions * int(torch.count_nonzero(weight)) if positions else 0.0
-            total += positions * weight.numel()
-        return done / total if total else None
-
-    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        weight = module.weight
-        if isinstance(output, Tensor) and isinstance(weight, Tensor) and output.dim() and output.shape[0]:
-            # Per sample, and per output feature or channel.
-            self._positions.setdefault(id(weight), output.numel() / (output.shape[0] * weight.shape[0]))
-
-
 def _supports(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
     return {name: [w.detach() != 0 for w in weights] for name, weights in layers.items()}
-
-
-def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:
-    """The weights that count for the sparsity, by layer.
-
-    Those that bSQH regularises, or, with any other optimizer or none, all parameters with two or
-    more dimensions, under the name of the module that owns them.
-    """
-    if trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):
-        return trainer.optimizers[0].regularized_weights()
-    return all_weights(pl_module)
-
-
-def all_weights(module: nn.Module) -> dict[str, list[Tensor]]:
-    """All parameters with two or more dimensions, by the name of the module that owns them."""
-    layers: dict[str, list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.dim() >= 2:
-            layers.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
-    return layers
-
-
-def count_zeros(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
-    """Numbers of exact zeros and of all weights, by layer."""
-    if not layers:
-        return {}
-    # One transfer from the device for all layers.
-    nonzero = torch.stack([sum((torch.count_nonzero(w) for w in ws), torch.tensor(0)) for ws in layers.values()])
-    sizes = [sum(w.numel() for w in ws) for ws in layers.values()]
-    return {name: (size - kept, size) for name, size, kept in zip(layers, sizes, nonzero.tolist(), strict=True)}
-
-
-def sparsity_values(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
-    """The values that :class:`SparsityMonitor` logs, by their keys."""
-    counts = count_zeros(layers)
-    zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
-    values = {f"sparsity/{name}": layer_zeros / size for name, (layer_zeros, size) in counts.items()}
-    return {"sparsity/total": zeros / total if total else 0.0, "nonzero/total": float(total - zeros), **values}
-
-
-def count_zero_groups(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
-    """Numbers of filters and of rows none of whose weights is left, and of all of them.
-
-    A filter is a slice along dim 0 of a tensor of three or more dimensions, a row that of a matrix, such as the weights
-    of one neuron. Only the weights given are looked at; a kind of which there is none is left out.
-    """
-    counts: dict[str, tuple[int, int]] = {}
-    for w in (w for weights in layers.values() for w in weights if w.dim() >= 2):
-        kind = "filters" if w.dim() > 2 else "rows"
-        zeros, size = counts.get(kind, (0, 0))
-        counts[kind] = (zeros + len(w) - int(torch.count_nonzero((w != 0).flatten(1).any(1))), size + len(w))
-    return counts

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.layers import Layer, claim
+from lightning_bsqh.network.layers import Layer, claim
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 Value = TypeVar("Value")

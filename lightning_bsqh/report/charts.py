@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_bsqh.plot import Series, rejections
 from lightning_bsqh.report.names import display_names, shorten
+from lightning_bsqh.report.plot import Series, rejections
 from lightning_bsqh.report.reading import Run
 
 #: A curve has no more points than this; of a longer one every n-th is shown, and the last.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_bsqh.plot import short_names
+from lightning_bsqh.report.plot import short_names
 
 _ELLIPSIS = "…"
 

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from lightning_bsqh.plot import Series, read_metrics
 from lightning_bsqh.report.names import run_names
+from lightning_bsqh.report.plot import Series, read_metrics
 
 # A run without any of these was not made with this package's monitors.
 _OWN_PREFIXES = ("bsqh/", "sparsity/", "hamiltonian/", "augmented_hamiltonian/", "pmp_residual/")

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_bsqh import BSQHStrategy, Cardinality
 from lightning_bsqh.callbacks import SparsityMonitor
-from lightning_bsqh.callbacks.sparsity_monitor import count_zero_groups, count_zeros, sparsity_values
+from lightning_bsqh.callbacks._weights import count_zero_groups, count_zeros, sparsity_values
 from tests.callbacks.small import SmallModule, loader
 
 

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("jsonargparse")
 pytest.importorskip("plotly")
 
-from lightning_bsqh.cli import main
+from lightning_bsqh.cli.main import main
 from tests.report.made_runs import make_metrics
 
 

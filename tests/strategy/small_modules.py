@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh import L0, Augmentation, Backtracking, BSQHStrategy
-from lightning_bsqh.augmentation import Trial
+from lightning_bsqh.method.augmentation import Trial
 
 
 class SmallModule(L.LightningModule):

@@ -267,7 +267,7 @@ def test_several_processes_are_refused(make_trainer: Any, options: dict[str, int
         (lambda loss: {"loss": None}, ValueError, ["training_step", "'loss'"]),
         (lambda loss: {"loss": float(loss.detach())}, TypeError, ["training_step", "float"]),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, list) else "",
 )
 def test_losses_that_cannot_work(make_trainer: Any, make_loader: Any, make: Any, error: Any, words: list[str]) -> None:
     refused(make_trainer(BSQHStrategy()), Returns(make), make_loader(), error, words, one_forward=True)

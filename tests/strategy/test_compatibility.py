@@ -338,7 +338,7 @@ def test_two_fits_of_one_trainer(make_trainer: Any, make_loader: Any) -> None:
         ({"use_distributed_sampler": False, "sync_batchnorm": False}, 3),
         ({"log_every_n_steps": 1, "logger": True}, 3),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_options_of_the_trainer(make_trainer: Any, make_loader: Any, options: dict[str, Any], steps: int) -> None:
     pytest.importorskip("tensorboard")

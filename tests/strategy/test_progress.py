@@ -13,7 +13,7 @@ from torch import nn
 from lightning_bsqh import L0, BSQHStrategy, Cardinality, GroupL0
 from lightning_bsqh.callbacks import AugmentationMonitor, SparsityMonitor
 from lightning_bsqh.optimizer import BSQHOptimizer
-from lightning_bsqh.progress import layer_summary
+from lightning_bsqh.strategy.progress import layer_summary
 from tests.strategy.small_modules import SmallModule
 
 

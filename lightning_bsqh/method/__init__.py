@@ -1,0 +1,1 @@
+"""One iteration of the batch sequential quadratic Hamiltonian method: the mathematics."""

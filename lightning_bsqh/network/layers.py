@@ -1,0 +1,266 @@
+"""Which modules are the layers λ_l, what they are called, and which of their tensors are regularised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_bsqh.network.affine import is_affine_module
+
+#: Which modules are the layers: ``"leaf"``, name patterns, or a predicate of name and module.
+LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+
+@dataclass
+class Layer:
+    """One layer λ_l: a module and the parameters that it, or what is inside it, brings along.
+
+    Attributes:
+        name: Path of the module in the network, such as ``"features.0"``.
+        parameters: The trainable tensors by their full name, such as ``"features.0.weight"``.
+        regularized: Full names of those on which R acts.
+        modules: The modules whose calls are the layer: usually one; all that share its parameters if some are
+            tied; none if the network is not known.
+        chosen: Whether the user named the module as a layer.
+    """
+
+    name: str
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    regularized: set[str] = field(default_factory=set)
+    modules: list[nn.Module] = field(default_factory=list)
+    chosen: bool = False
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether λ_l is known to be affine in the parameters, so that the closed forms of method §3 are exact."""
+        return all(is_affine_module(module) for module in self.modules)
+
+    @property
+    def can_be_run(self) -> bool:
+        """Whether the true K of the layer is evaluated by running it alone.
+
+        Not by default for a module that holds other layers: to run it is to run half the network.
+        """
+        return bool(self.modules) and (self.chosen or all(_is_leaf(module) for module in self.modules))
+
+
+def find_layers(
+    params: nn.Module | Iterable[Any], regularize: Sequence[str] | None = None, layers: LayerChoice = "leaf"
+) -> list[Layer]:
+    """Groups trainable parameters into layers, in the order in which the network defines them.
+
+    A parameter that several modules share belongs to the first of them. By default R acts on
+    tensors with two or more dimensions that are neither biases nor part of a normalisation (method §1).
+
+    Args:
+        params: A module; or layers found before; or pairs (name, tensor) as ``named_parameters()`` gives them;
+            or tensors; or torch's parameter groups, dicts with ``params`` and optionally ``name``.
+        regularize: Which tensors R acts on, as patterns in the manner of the shell. One that matches a
+            layer's name (``"conv*"``) selects that layer's default tensors, else one that matches a
+            parameter's full name (``"fc3.bias"``) that tensor itself; a leading ``"!"`` takes out the whole
+            layer or the tensor. Where the first pattern takes out, the defaults are what it starts from.
+        layers: Which modules of a network are the layers. ``"leaf"``: every module that has parameters of its own.
+            Patterns in the manner of the shell (``["block*"]``) or a predicate of a module's path and the module:
+            each match is one layer with all parameters inside it; of matches inside each other by one pattern the
+            outermost counts; what is left over is divided as by ``"leaf"``.
+
+    Raises:
+        TypeError: If an entry of ``params`` is none of the above, or complex; if ``layers`` is none of the above.
+        ValueError: If there is no trainable parameter, one comes twice, a pattern matches nothing, or two patterns
+            of ``layers`` claim the same parameter.
+    """
+    if isinstance(params, nn.Module):
+        found = _from_module(params, _chosen_modules(params, layers))
+    else:
+        if not (isinstance(layers, str) and layers == "leaf"):
+            raise ValueError(f"layers={layers!r} needs the network: give the module itself instead of its parameters.")
+        entries = list(params)
+        found = entries if entries and all(isinstance(e, Layer) for e in entries) else _from_iterable(entries)
+    found = [layer for layer in found if layer.parameters]
+    if not found:
+        raise ValueError(
+            "params holds no trainable parameter (none has requires_grad=True): there is nothing to train."
+        )
+    for layer in found:
+        for name, parameter in layer.parameters.items():
+            if not parameter.is_floating_point():
+                raise TypeError(f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained.")
+    if regularize is not None:
+        _select(found, regularize)
+    return found
+
+
+def _is_weight(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() >= 2 and name.rpartition(".")[2] != "bias"
+
+
+def check_layers(choice: LayerChoice) -> None:
+    """Raises TypeError unless ``choice`` is something that :func:`find_layers` takes as ``layers``."""
+    if (isinstance(choice, str) and choice == "leaf") or callable(choice):
+        return
+    if isinstance(choice, str) or not choice or not all(isinstance(p, str) and p for p in choice):
+        raise TypeError(
+            f'layers must be "leaf", a list of name patterns such as ["block*"], or a predicate, got {choice!r}.'
+        )
+
+
+def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Module]:
+    """The modules that the user named as layers, by path."""
+    check_layers(choice)
+    if isinstance(choice, str):
+        return {}
+    if callable(choice):
+        chosen = _outermost({path: m for path, m in network.named_modules() if choice(path, m)})
+        if not chosen:
+            raise ValueError("layers: the predicate holds for no module of the network.")
+        return chosen
+    chosen = {}
+    claimed: dict[str, str] = {}
+    for pattern in choice:
+        matches = _outermost({path: m for path, m in network.named_modules() if path and fnmatchcase(path, pattern)})
+        if not matches:
+            names = ", ".join(path for path, _ in network.named_modules() if path)
+            raise ValueError(f"layers: the pattern {pattern!r} matches no module; there are: {names}.")
+        for path, module in matches.items():
+            for short, _ in module.named_parameters(path):
+                if claimed.setdefault(short, pattern) != pattern:
+                    raise ValueError(
+                        f"layers: the patterns {claimed[short]!r} and {pattern!r} both claim the parameter {short!r};"
+                        " make one of them narrower."
+                    )
+        chosen |= matches
+    return chosen
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return sum(1 for _ in module.parameters()) == sum(1 for _ in module.parameters(recurse=False))
+
+
+def _outermost(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leaves out what lies inside another one of them."""
+    return {
+        path: module
+        for path, module in modules.items()
+        if not any(path != other and (not other or path.startswith(other + ".")) for other in modules)
+    }
+
+
+def _from_module(network: nn.Module, chosen: Mapping[str, nn.Module]) -> list[Layer]:
+    layers: dict[str, Layer] = {}
+    owners: dict[int, Layer] = {}
+    # Shared modules and parameters are met under each of their names, and belong to the first.
+    for path, child in network.named_modules(remove_duplicate=False):
+        root = next((c for c in chosen if path == c or not c or path.startswith(c + ".")), None)
+        name = path if root is None else root
+        layer = layers.setdefault(name, Layer(name or type(network).__name__, chosen=root is not None))
+        module = child if root is None else chosen[root]
+        # Layers such as LayerNorm over several axes have weights of two dimensions and more; BatchNorm's have one.
+        is_normalisation = isinstance(child, (nn.LayerNorm, nn.RMSNorm)) or type(child).__name__.endswith("Norm")
+        for short, parameter in child.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            owner = owners.setdefault(id(parameter), layer)
+            if all(module is not other for other in owner.modules):
+                owner.modules.append(module)
+            if owner is not layer or any(parameter is other for other in layer.parameters.values()):
+                continue
+            full = f"{path}.{short}" if path else short
+            layer.parameters[full] = parameter
+            if _is_weight(full, parameter) and not is_normalisation:
+                layer.regularized.add(full)
+    return list(layers.values())
+
+
+def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
+    layers: dict[str, Layer] = {}
+    seen: set[int] = set()
+
+    def add(layer_name: str, name: str, parameter: Any) -> None:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"params must hold tensors, got {type(parameter).__name__}.")
+        if not parameter.requires_grad:
+            return
+        if id(parameter) in seen:
+            raise ValueError(f"params holds the tensor {name!r} twice.")
+        seen.add(id(parameter))
+        layer = layers.setdefault(layer_name, Layer(layer_name))
+        layer.parameters[name] = parameter
+        if _is_weight(name, parameter):
+            layer.regularized.add(name)
+
+    for index, entry in enumerate(entries):
+        if isinstance(entry, Mapping):
+            layer_name = str(entry.get("name", f"layer{index}"))
+            members = entry["params"]
+            for j, member in enumerate([members] if isinstance(members, Tensor) else list(members)):
+                short, tensor = member if isinstance(member, tuple) else (str(j), member)
+                add(layer_name, short if isinstance(member, tuple) else f"{layer_name}.{short}", tensor)
+        elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
+            add(entry[0].rpartition(".")[0] or entry[0], entry[0], entry[1])
+        else:
+            add(f"layer{index}", f"layer{index}.0", entry)
+    return list(layers.values())
+
+
+def claim(layers: Sequence[Layer], patterns: Sequence[str]) -> dict[str, str]:
+    """Which pattern claims which tensor, each as ``regularize=[pattern]`` selects; R acts on these and no others.
+
+    Args:
+        layers: The layers with what R acts on by default; set to what is claimed.
+        patterns: Name patterns as in :func:`find_layers`.
+
+    Returns:
+        The pattern by the full names of the claimed tensors.
+
+    Raises:
+        ValueError: If a pattern claims nothing, or two claim the same tensor.
+    """
+    owners: dict[str, str] = {}
+    for pattern in patterns:
+        chosen = _chosen(layers, [pattern], "regularizer")
+        if not chosen:
+            raise ValueError(
+                f"regularizer: the pattern {pattern!r} matches no weight that R acts on by default (no bias and no"
+                ' normalisation): name the tensor itself, such as "fc3.bias", or leave the pattern out.'
+            )
+        for name in sorted(chosen & owners.keys()):
+            raise ValueError(
+                f"regularizer: the patterns {owners[name]!r} and {pattern!r} both claim the parameter {name!r}: narrow"
+                " one of them, so that every tensor has one regularizer."
+            )
+        owners |= dict.fromkeys(chosen, pattern)
+    for layer in layers:
+        layer.regularized = owners.keys() & layer.parameters.keys()
+    return owners
+
+
+def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str) or not all(isinstance(p, str) and p.strip("!") for p in patterns):
+        raise ValueError(f'regularize must be a list of name patterns such as ["conv*", "!fc3"], got {patterns!r}.')
+    chosen = _chosen(layers, patterns, "regularize")
+    for layer in layers:
+        layer.regularized = chosen & layer.parameters.keys()
+
+
+def _chosen(layers: Sequence[Layer], patterns: Sequence[str], option: str) -> set[str]:
+    """Full names of the tensors that the patterns select; ``option`` names them in errors."""
+    defaults = {name for layer in layers for name in layer.regularized}
+    chosen = set(defaults) if patterns and patterns[0].startswith("!") else set()
+    for pattern in patterns:
+        bare = pattern.removeprefix("!")
+        takes_out = pattern.startswith("!")
+        selected = [layer for layer in layers if fnmatchcase(layer.name, bare)]
+        # "conv*" means layers, not all names that begin so: conv1.bias is no default tensor of conv1.
+        matched = {n for layer in selected for n in (layer.parameters if takes_out else layer.regularized & defaults)}
+        matched |= {
+            n for layer in layers for n in layer.parameters if n == bare or (not selected and fnmatchcase(n, bare))
+        }
+        if not matched and not selected:
+            names = ", ".join(layer.name for layer in layers)
+            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
+        chosen = chosen - matched if takes_out else chosen | matched
+    return chosen

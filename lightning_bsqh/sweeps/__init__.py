@@ -1,0 +1,1 @@
+"""Forward, adjoint and trial sweeps."""

@@ -1,0 +1,105 @@
+"""Forward, adjoint and trial sweeps over one batch (method §2, §5, §6)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_bsqh.network.layer_calls import Boundaries
+from lightning_bsqh.sweeps.fast_pooling import FastPooling
+
+
+class Sweeps(ABC):
+    """What one iteration needs from the problem: L_B and G at w once, then L_B at candidates.
+
+    The parameters hold the point at which a sweep is done; the sweeps never change them.
+
+    Args:
+        devices: Where the network lives.
+    """
+
+    #: Whether the forward and adjoint sweep has seen all its data; in full-batch mode it comes in pieces.
+    complete: bool = True
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._devices = sorted(set(devices), key=str)
+        self._closure: Callable[[], Tensor | None] | None = None
+        self._trials_need_graph = False
+        #: Records states and adjoints during the forward sweep; None if nobody needs them.
+        self.boundaries: Boundaries | None = None
+
+    def on_batch(self, closure: Callable[[], Tensor | None]) -> None:
+        """Takes the next batch, as the closure that computes its loss."""
+        self._closure = closure
+
+    @abstractmethod
+    def forward_adjoint(self) -> Tensor | None:
+        """One forward and adjoint sweep at w.
+
+        Returns:
+            The loss L_B(w), a scalar; −G is left in every parameter's ``grad``. None if there is
+            nothing to do on this batch.
+        """
+
+    @abstractmethod
+    def trial(self) -> float:
+        """One forward sweep at the candidate that the parameters hold; leaves no trace.
+
+        Returns:
+            The loss L_B(û), possibly not finite.
+        """
+
+    def resolution(self, loss: Tensor) -> float:
+        """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
+        return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
+
+    def _pooling(self) -> AbstractContextManager[Any]:
+        """What every forward runs in: quicker pooling on a CPU."""
+        return FastPooling() if all(device.type == "cpu" for device in self._devices) else nullcontext()
+
+    def _run_trial(self, evaluate: Callable[[], float]) -> float:
+        """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
+        if not self._trials_need_graph:
+            try:
+                with torch.no_grad(), self._pooling():
+                    return evaluate()
+            except RuntimeError as error:
+                if "require grad" not in str(error) and "requires grad" not in str(error):
+                    raise
+        with torch.enable_grad(), self._pooling():
+            loss = evaluate()
+        # Only now is it certain that the graph was what was missing.
+        self._trials_need_graph = True
+        return loss
+
+
+def check_loss(loss: object, source: str, adjoint: bool = True) -> Tensor:
+    """Returns ``loss`` if an adjoint sweep can start from it, else raises.
+
+    Args:
+        loss: What the user's function returned.
+        source: What to call that function in the message.
+        adjoint: Whether an adjoint sweep is to start from it.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is no real scalar or has no autograd graph.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{source} must return the loss as a scalar tensor, got {type(loss).__name__}.")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise ValueError(
+            f"{source} must return a real scalar loss, got shape {tuple(loss.shape)} and dtype {loss.dtype};"
+            " reduce it over the batch, for example with loss.mean()."
+        )
+    if adjoint and not loss.requires_grad:
+        raise ValueError(
+            f"{source} returned a loss without an autograd graph, so there is no adjoint sweep: do not detach it,"
+            " do not compute it under torch.no_grad() and do not call backward on it."
+        )
+    return loss if adjoint else loss.detach()

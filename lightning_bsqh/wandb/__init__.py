@@ -1,0 +1,1 @@
+"""What Weights & Biases shows: its key, its workspace, its images."""
