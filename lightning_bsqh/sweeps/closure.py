@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.network.layer_calls import recording
-from lightning_bsqh.network.module_state import ModuleState
+from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.sweeps.base import Sweeps, check_loss
@@ -27,6 +27,7 @@ class ClosureSweeps(Sweeps):
         super().__init__(p.device for p in parameters)
         self._parameters = parameters
         self._module = module
+        self._memory = None if module is None else Memory(module, lambda: parameters)
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 
@@ -34,7 +35,7 @@ class ClosureSweeps(Sweeps):
     def forward_adjoint(self) -> Tensor:
         assert self._closure is not None, "on_batch comes first"
         self._start = RandomState.capture(self._devices)
-        self._before = ModuleState(self._module) if self._module is not None else None
+        self._before = None if self._memory is None else self._memory.take()
         for parameter in self._parameters:
             parameter.grad = None
         with torch.enable_grad():
@@ -46,6 +47,11 @@ class ClosureSweeps(Sweeps):
     @override
     def trial(self) -> float:
         return self._run_trial(self._evaluate)
+
+    def undo_batch(self) -> None:
+        """Puts back what the closure has changed in the module: for a batch that is skipped."""
+        if self._before is not None:
+            self._before.restore()
 
     def _evaluate(self) -> float:
         assert self._closure is not None
