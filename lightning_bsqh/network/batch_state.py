@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from lightning_bsqh.network import things
 from lightning_bsqh.network.contents import Contents
 from lightning_bsqh.network.reach import holding_of_value
@@ -54,7 +52,6 @@ class BatchState:
             if not things.same_value(things.value_of(target), value):
                 things.put_value(target, value)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors that a forward could have written into."""
-        return self._tensors
+    def __reduce__(self) -> Any:
+        # It is about these very objects: a copy of whoever holds it has none.
+        return type(None), ()

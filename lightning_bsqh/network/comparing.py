@@ -17,9 +17,7 @@ def alike(first: SectionState, second: SectionState) -> bool:
     if first.contents.is_as(second.contents):
         # The same objects in the same places: only what is in tensors and arrays is left.
         pairs = list(zip(first.items(), second.items(), strict=False))
-        return len(pairs) == sum(1 for _ in second.items()) and all(
-            a is b and _equal(v, w) for (a, v), (b, w) in pairs
-        )
+        return len(pairs) == sum(1 for _ in second.items()) and all(a is b and _equal(v, w) for (a, v), (b, w) in pairs)
     return _Comparison(first, second).are_alike()
 
 
@@ -56,7 +54,9 @@ class _Comparison:
         self._known.add(pair)
         mine, others = self._contents[0].get(pair[0]), self._contents[1].get(pair[1])
         if mine is not None and others is not None:
-            return type(first) is type(second) and len(mine) == len(others) and all(map(self._same_content, mine, others))
+            return (
+                type(first) is type(second) and len(mine) == len(others) and all(map(self._same_content, mine, others))
+            )
         copies = self._copies[0].get(pair[0]), self._copies[1].get(pair[1])
         if copies[0] is not None and copies[1] is not None:
             return type(first) is type(second) and _equal(*copies)

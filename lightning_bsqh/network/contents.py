@@ -34,14 +34,18 @@ class Contents:
         return self is other or (
             self.things is other.things
             and self._sizes == other._sizes
-            and len(self._names) == len(other._names)
             and all(map(operator.is_, self._values, other._values))
-            and all(map(operator.is_, self._names, other._names))
+            and _same_names(self._names, other._names)
         )
 
-    def restore(self) -> None:
-        """Puts back what has changed."""
-        now = Contents(self.things)
+    def restore(self, now: Contents | None = None) -> None:
+        """Puts back what has changed.
+
+        Args:
+            now: What is in the things at the moment, if that is known.
+        """
+        if now is None or now.things is not self.things:
+            now = Contents(self.things)
         if self.is_as(now):
             return
         for thing, before, after in zip(self.things, self.each(), now.each(), strict=True):
@@ -66,6 +70,14 @@ class Contents:
             for thing, before, after in zip(self.things, other.each(), self.each(), strict=True)
             if not _identical(before, after) and _objects(before[1]) != _objects(after[1])
         ]
+
+
+def _same_names(first: list[Any], second: list[Any]) -> bool:
+    try:
+        # Looks at identity first.
+        return first == second
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _identical(first: tuple[list[Any], list[Any]], second: tuple[list[Any], list[Any]]) -> bool:

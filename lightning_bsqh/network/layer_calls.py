@@ -135,6 +135,9 @@ class Boundaries:
             self._part += 1
         for layer in self._layers:
             for module in layer.modules:
+                if isinstance(module, torch.jit.ScriptModule):
+                    # Takes no hooks: it cannot be run alone.
+                    continue
                 pending: list[Recorded] = []
                 self._handles += [
                     module.register_forward_pre_hook(self._before(layer, pending), with_kwargs=True),

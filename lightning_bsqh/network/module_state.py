@@ -73,6 +73,13 @@ class Memory:
         """Whether there are torchmetrics objects among the modules."""
         return any(map(_is_metric, self.modules))
 
+    def with_hooks(self) -> list[nn.Module]:
+        """The parts that have forward hooks."""
+        return [module for module, holding in self._holdings.values() if holding.hooks]
+
+    def __reduce__(self) -> Any:
+        return Memory, (self.module, self._trained)
+
     # ------------------------------------------------------------------ what there is
 
     def _flags(self) -> tuple[list[bool], set[int] | None]:
@@ -101,7 +108,9 @@ class Memory:
 
     def _fill(self) -> None:
         _, trained = self._known_flags
-        frozen = {id(p) for p in self._parameters if not p.requires_grad or (trained is not None and id(p) not in trained)}
+        frozen = {
+            id(p) for p in self._parameters if not p.requires_grad or (trained is not None and id(p) not in trained)
+        }
         for section in self._sections:
             section.clear()
         for module, holding in self._holdings.values():
@@ -130,10 +139,23 @@ class ModuleState:
         """The same of the same module as it is now."""
         return self.memory.take()
 
-    def restore(self) -> None:
-        """Puts everything back."""
-        for part in self._parts:
-            part.restore()
+    @property
+    def with_hooks(self) -> list[nn.Module]:
+        """The parts that have forward hooks."""
+        return self.memory.with_hooks()
+
+    def restore(self, now: ModuleState | None = None) -> None:
+        """Puts everything back.
+
+        Args:
+            now: The state at the moment, if that is known; saves time.
+        """
+        for i, part in enumerate(self._parts):
+            part.restore(None if now is None else now._parts[i])
+
+    def __reduce__(self) -> Any:
+        # It is about these very objects: a copy of whoever holds it has none.
+        return type(None), ()
 
     @property
     def has_metrics(self) -> bool:

@@ -32,10 +32,11 @@ AT_MOST = 20_000
 
 #: Libraries whose objects are no state of the user's, except for those that are taken care of by their kind.
 _LIBRARIES = frozenset(
-    "lightning pytorch_lightning lightning_fabric lightning_utilities lightning_bsqh torch torchvision numpy wandb"
-    " tensorboard mlflow _pytest pytest hypothesis pluggy rich tqdm".split()
+    {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "lightning_bsqh", "torch"}
+    | {"torchvision", "numpy", "wandb", "tensorboard", "mlflow", "rich", "tqdm"}
+    | {"_pytest", "pytest", "hypothesis", "pluggy"}
 )
-_STANDARD = getattr(sys, "stdlib_module_names", frozenset()) - {"__main__"}
+_STANDARD = sys.stdlib_module_names - {"__main__"}
 #: Of Python's own classes those that somebody keeps things in.
 _OPEN = frozenset({"collections", "types", "argparse", "queue"})
 #: Kinds that a user derives classes from which are no state of the network, wherever those are defined.
@@ -49,6 +50,8 @@ class Holding:
     Attributes:
         things: Everything with contents; what is in them is put back.
         hooks: The module's dicts of hooks; looked at, as hooks may hold something, but not put back.
+        empty: Those of its own dicts that have nothing in them.
+        hookless: Its dicts of hooks that have nothing in them.
         values: Arrays, generators of random numbers and other things that are put back as one.
         tensors: Tensors that are neither parameters nor buffers.
         bulky: Containers with so much in them that they are only watched.
@@ -59,6 +62,8 @@ class Holding:
 
     things: list[Thing] = dataclasses.field(default_factory=list)
     hooks: list[Thing] = dataclasses.field(default_factory=list)
+    empty: list[dict[Any, Any]] = dataclasses.field(default_factory=list)
+    hookless: list[dict[Any, Any]] = dataclasses.field(default_factory=list)
     values: list[Any] = dataclasses.field(default_factory=list)
     tensors: list[Tensor] = dataclasses.field(default_factory=list)
     bulky: list[Thing] = dataclasses.field(default_factory=list)
@@ -80,13 +85,16 @@ def holding_of(module: nn.Module, lively: set[int]) -> Holding:
     found.known |= {id(space), id(module)}
     for name in ("_parameters", "_buffers", "_modules"):
         inner = space.get(name)
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and inner:
             # Their tensors and modules are found by torch's own ways.
             found.holding.things.append(things.thing_of_dict(inner))
-            found.known.add(id(inner))
+        elif isinstance(inner, dict):
+            found.holding.empty.append(inner)
     for name in ("_forward_hooks", "_forward_pre_hooks"):
         inner = space.get(name)
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and not inner:
+            found.holding.hookless.append(inner)
+        elif isinstance(inner, dict):
             found.holding.hooks.append(things.thing_of_dict(inner))
             found.queue.extend(_Hook(hook) for hook in inner.values())
     found.visit_class(type(module))

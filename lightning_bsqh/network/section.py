@@ -35,12 +35,16 @@ class Section:
         self._allowance = allowance
         self._is_new = True
         self._first: SectionState | None = None
+        #: The last state, whose layouts are used again.
+        self.latest: SectionState | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forgets what there is, but not what is known of it."""
         self.things: list[Thing] = []
         self.hooks: list[Thing] = []
+        self.empty: list[dict[Any, Any]] = []
+        self._could_fill: list[tuple[dict[Any, Any], int]] = []
         self._owners: dict[Any, list[int]] = {}
         self._values: dict[int, Any] = {}
         self._buffers: dict[int, Tensor] = {}
@@ -67,6 +71,8 @@ class Section:
         for thing in holding.hooks:
             self._owners[thing.key] = [owner]
             self.hooks.append(thing)
+        self.empty += holding.empty
+        self._could_fill += [(each, owner) for each in (*holding.empty, *holding.hookless)]
         self._values.update((id(value), value) for value in holding.values)
         self._buffers.update((id(t), t) for t in buffers if is_writable(t))
         self._tensors.update((id(t), t) for t in (*others, *holding.tensors) if is_writable(t))
@@ -85,8 +91,7 @@ class Section:
         self.values = [v for v in values if id(v) in kept]
         arrays = [v for v in values if id(v) not in kept]
         self.outlined = [*arrays, *(thing.target for thing in self._bulky), *self._iterators]
-        #: The last copies and looks, whose layouts are used again.
-        self.latest: SectionState | None = None
+        self.latest = None
 
     def _chosen(self, members: Sequence[Any], sizes: Sequence[int]) -> set[int]:
         """Which of them are copied, by identity."""
@@ -102,15 +107,18 @@ class Section:
 
     def stale_owners(self) -> set[int]:
         """The modules that hold other objects than when this was last asked."""
-        stale: set[int] = set()
-        contents, hooks = Contents(self.things), Contents(self.hooks)
-        for now, before in ((contents, self._contents), (hooks, self._hook_contents)):
-            if before is not None and not now.is_as(before):
-                stale |= {owner for thing in now.changed_since(before) for owner in self._owners[thing.key]}
-        if self._contents is None or not contents.is_as(self._contents):
-            self._contents = contents
-        self._hook_contents = hooks
-        return stale
+        stale = {owner for each, owner in self._could_fill if each}
+        self._contents, others = self._compared(Contents(self.things), self._contents)
+        self._hook_contents, hooks = self._compared(Contents(self.hooks), self._hook_contents)
+        return stale | others | hooks
+
+    def _compared(self, now: Contents, before: Contents | None) -> tuple[Contents, set[int]]:
+        """What to remember of the two, and the modules that hold other objects now."""
+        if before is None:
+            return now, set()
+        if now.is_as(before):
+            return before, set()
+        return now, {owner for thing in now.changed_since(before) for owner in self._owners[thing.key]}
 
     @property
     def contents(self) -> Contents:
@@ -140,8 +148,13 @@ class SectionState:
         section: The section.
     """
 
+    fixed: TensorCopies
+    loose: TensorCopies
+    _watch: Watch
+
     def __init__(self, section: Section) -> None:
         earlier = section.latest
+        self._empty = section.empty
         self.contents = section.contents
         self.fixed = TensorCopies(section.fixed, earlier.fixed.layout if earlier else None)
         self.loose = TensorCopies(section.loose, earlier.loose.layout if earlier else None)
@@ -149,9 +162,16 @@ class SectionState:
         self._watch = Watch(section.watched, earlier._watch if earlier else None)
         self._outlines = [(each, outline(each)) for each in section.outlined]
 
-    def restore(self) -> None:
-        """Puts everything back."""
-        self.contents.restore()
+    def restore(self, now: SectionState | None = None) -> None:
+        """Puts everything back.
+
+        Args:
+            now: The state at the moment, if that is known.
+        """
+        self.contents.restore(now.contents if now is not None else None)
+        if any(self._empty):
+            for each in self._empty:
+                each.clear()
         self.fixed.restore()
         self.loose.restore()
         for target, value in self.values:
@@ -177,4 +197,3 @@ class SectionState:
         yield from self.fixed.items()
         yield from self.loose.items()
         yield from self.values
-

@@ -72,9 +72,7 @@ def thing_of_class(target: type) -> Thing:
 
 def thing_of_list(target: list[Any]) -> Thing:
     """For lists of all kinds."""
-    return Thing(
-        target, partial(list.__iter__, target), partial(_put_list, target), size=partial(list.__len__, target)
-    )
+    return Thing(target, partial(list.__iter__, target), partial(_put_list, target), size=partial(list.__len__, target))
 
 
 def thing_of_deque(target: deque[Any]) -> Thing:

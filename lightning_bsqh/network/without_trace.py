@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.recorders import resting
 from lightning_bsqh.network.silence import silence
 
 
@@ -34,9 +35,9 @@ def without_trace(
     after = RandomState.capture(devices)
     start.restore(after)
     if before is not None:
-        before.restore()
+        before.restore(state)
     try:
-        with silence():
+        with silence(), resting([] if state is None else state.with_hooks):
             yield
     finally:
         after.restore()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.network.layer_calls import Boundaries
-from lightning_bsqh.sweeps.fast_pooling import FastPooling
+from lightning_bsqh.sweeps.fast_pooling import PoolingChoice
 
 
 class Sweeps(ABC):
@@ -30,6 +30,7 @@ class Sweeps(ABC):
         self._devices = sorted(set(devices), key=str)
         self._closure: Callable[[], Tensor | None] | None = None
         self._trials_need_graph = False
+        self._quick = PoolingChoice()
         #: Records states and adjoints during the forward sweep; None if nobody needs them.
         self.boundaries: Boundaries | None = None
 
@@ -59,8 +60,8 @@ class Sweeps(ABC):
         return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
 
     def _pooling(self) -> AbstractContextManager[Any]:
-        """What every forward runs in: quicker pooling on a CPU."""
-        return FastPooling() if all(device.type == "cpu" for device in self._devices) else nullcontext()
+        """What every forward runs in: quicker pooling on a CPU, where there is some."""
+        return self._quick.forward() if all(device.type == "cpu" for device in self._devices) else nullcontext()
 
     def _run_trial(self, evaluate: Callable[[], float]) -> float:
         """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
