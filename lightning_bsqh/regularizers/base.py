@@ -38,6 +38,11 @@ class Regularizer(ABC):
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether R treats all tensors as one: on their concatenation it does the same as on the tensors."""
+        return False
+
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         """R as it acts on a few of the tensors, given by their positions in the fixed order; only the certificate asks.
 

@@ -73,6 +73,11 @@ class Box(Regularizer):
         low = None if math.isinf(self.low) else self.low
         return Box(low, None if math.isinf(self.high) else self.high, inside)
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return self.regularizer is None or self.regularizer.is_flat
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return 0.0 if self.regularizer is None else self.regularizer.penalty(weights)

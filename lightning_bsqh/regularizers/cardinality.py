@@ -77,6 +77,11 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         """The sets of tensors over which the choice is made together."""
         return [[w] for w in weights] if self.scope == "layer" else [weights]
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return self.scope == "global" and self.groups is None
+
     @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
         if self._demanded == 0.0:

@@ -75,6 +75,11 @@ class Discrete(TighteningConstraint):
     def __repr__(self) -> str:
         return f"Discrete(levels={self.levels}, {self._schedule()})"
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def admits(self, weights: Sequence[Tensor]) -> bool:
         needed = round(self._share * sum(w.numel() for w in weights))

@@ -32,6 +32,11 @@ class ElasticNet(ConvexInBox):
     def __repr__(self) -> str:
         return f"ElasticNet(rho_l1={self.rho_l1:g}, rho_l2={self.rho_l2:g})"
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return sum(self.rho_l1 * float(w.abs().sum()) + self.rho_l2 * float(w.square().sum()) for w in weights)

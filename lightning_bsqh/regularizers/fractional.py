@@ -43,6 +43,11 @@ class Fractional(ZeroInBox, SumInBox):
             strength: λ = ρ/(εD) > 0, a scalar or of z's shape.
         """
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return self.rho * sum(float(w.abs().pow(self.power).sum()) for w in weights)

@@ -30,6 +30,11 @@ class L0(ZeroInBox, SumInBox):
     def __repr__(self) -> str:
         return f"L0(rho={self.rho:g})"
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return self.rho * sum(int(torch.count_nonzero(w)) for w in weights)

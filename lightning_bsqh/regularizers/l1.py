@@ -30,6 +30,11 @@ class L1(ConvexInBox):
     def __repr__(self) -> str:
         return f"L1(rho={self.rho:g})"
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return self.rho * sum(float(w.abs().sum()) for w in weights)

@@ -29,6 +29,11 @@ class L2(ConvexInBox):
     def __repr__(self) -> str:
         return f"L2(rho={self.rho:g})"
 
+    @property
+    @override
+    def is_flat(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> float:
         return self.rho * sum(float(w.square().sum()) for w in weights)
