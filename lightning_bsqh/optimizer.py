@@ -202,7 +202,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def meets_constraint(self) -> bool:
         """Whether the weights satisfy the regulariser's constraint in full, as at the end of its ramp."""
-        return self.regularizer.admits([w for layer in self.regularized_weights().values() for w in layer])
+        return bool(self.regularizer.admits([w for layer in self.regularized_weights().values() for w in layer]))
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""

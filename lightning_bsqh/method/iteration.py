@@ -52,9 +52,9 @@ class Iteration:
         self._layer_regularizers: dict[int, Regularizer] = {}
         self._excess = 0.0
         #: ρR at the base point.
-        self.penalty = regularizer.penalty(self._weights)
+        self.penalty = float(regularizer.penalty(self._weights))
         #: Whether w violates a constraint: one that has just been tightened.
-        self.tightened = not regularizer.admits(self._weights)
+        self.tightened = not bool(regularizer.admits(self._weights))
 
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
@@ -140,7 +140,7 @@ class Iteration:
             if gradient is not None:
                 slopes.append(-torch.dot(gradient.flatten(), step))
             taus.append(squared_length(step, d))
-        penalty_change = self._regularizer.penalty(self._weights) - self.penalty
+        penalty_change = float(self._regularizer.penalty(self._weights)) - self.penalty
         return Candidate(_sum(slopes), _sum(taus), penalty_change, excess)
 
     def terms(self, layers: Mapping[str, Sequence[int]], epsilon: float) -> dict[str, LayerTerms]:
@@ -165,8 +165,8 @@ class Iteration:
             before = after = 0.0
             if own:
                 r = self._regularizer.restricted_to([self._regularized.index(i) for i in own])
-                before = r.penalty([self._base[i] for i in own])
-                after = r.penalty([self.parameters[i] for i in own])
+                before = float(r.penalty([self._base[i] for i in own]))
+                after = float(r.penalty([self.parameters[i] for i in own]))
             gain = augmented_gain(math.fsum(slopes), after - before, epsilon, math.fsum(taus))
             found[name] = LayerTerms(affine_hamiltonian(math.fsum(alignments), before), gain)
         return found
@@ -182,7 +182,7 @@ class Iteration:
         metric = self._metric()
         self._regularizer.project_(self._weights, [metric[i] for i in self._regularized])
         self._base = _copies(self.parameters)
-        self.penalty = self._regularizer.penalty(self._weights)
+        self.penalty = float(self._regularizer.penalty(self._weights))
 
 
 def _ascend_(point: Tensor, gradient: Tensor, metric: MetricWeight, epsilon: float) -> None:
