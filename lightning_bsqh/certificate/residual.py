@@ -209,7 +209,7 @@ def pmp_residual(
     return PMPResidual(
         total=at.total,
         hamiltonian=affine_hamiltonian(
-            math.fsum(at.alignment(name) for name in weights), regularizer.penalty(at.regularized(found))
+            math.fsum(at.alignment(name) for name in weights), float(regularizer.penalty(at.regularized(found)))
         ),
         hamiltonian_gap=at.hamiltonian_gap(list(weights)),
         loss=loss,
@@ -288,7 +288,7 @@ class _Point:
         u, v = [self._weights[n] for n in names], [self._extremes[n] for n in names]
         slopes = [float((self._ascent[n] * (b - a)).sum()) for n, a, b in zip(names, u, v, strict=True)]
         regularizer = self._restricted_to(names)
-        return math.fsum(slopes) - (regularizer.penalty(v) - regularizer.penalty(u))
+        return math.fsum(slopes) - float(regularizer.penalty(v) - regularizer.penalty(u))
 
     def sampled(self, layer: Layer, parameters: Mapping[str, Tensor], boundaries: Boundaries, samples: int) -> float:
         """The largest gain of a layer's true K among sampled points.
@@ -313,7 +313,7 @@ class _Point:
             for v, u, name, r in zip(point, base, names, regularizers, strict=True):
                 d = self._metric[name]
                 value -= self._epsilon * float((d * (v - u).square()).sum())
-                value -= 0.0 if r is None else r.penalty([v]) - r.penalty([u])
+                value -= 0.0 if r is None else float(r.penalty([v]) - r.penalty([u]))
             return value
 
         try:
@@ -334,7 +334,7 @@ class _Point:
     def layer(self, layer: Layer, sampled: float | None) -> LayerResidual:
         parts = [self._gains(name, name in layer.regularized) for name in layer.parameters]
         weights = [n for n in layer.parameters if n in layer.regularized]
-        penalty = self._restricted_to(weights).penalty([self._weights[n] for n in weights]) if weights else 0.0
+        penalty = float(self._restricted_to(weights).penalty([self._weights[n] for n in weights])) if weights else 0.0
         return LayerResidual(
             name=layer.name,
             residual=math.fsum(total for _, total in parts),
@@ -359,7 +359,7 @@ class _Point:
         total = float(gains.sum())
         if change is None:
             assert own is not None
-            total -= own.penalty([maximiser]) - own.penalty([u])
+            total -= float(own.penalty([maximiser]) - own.penalty([u]))
             gains = torch.full_like(gains, total)
         return gains.flatten(), total
 
