@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.network.layer_calls import Boundaries, recording
-from lightning_bsqh.network.module_state import ModuleState
+from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.sweeps.base import AdjointPass, Sweeps, check_loss
@@ -29,6 +29,7 @@ class ClosureSweeps(Sweeps):
         self._parameters = parameters
         self._module = module
         self._closure: Callable[..., Any] | None = None
+        self._memory = None if module is None else Memory(module, parameters)
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 
@@ -36,7 +37,7 @@ class ClosureSweeps(Sweeps):
     def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         self._closure = closure
         self._start = RandomState.capture(self._devices)
-        self._before = ModuleState(self._module) if self._module is not None else None
+        self._before = None if self._memory is None else self._memory.take()
         for parameter in self._parameters():
             parameter.grad = None
         with torch.enable_grad():
