@@ -55,7 +55,7 @@ class SparseCheckpoint(ModelCheckpoint):
                 return True
             optimizer = trainer.optimizers[0]
             weights = [w for layer in optimizer.regularized_weights().values() for w in layer]
-            return optimizer.regularizer.admits(weights)
+            return bool(optimizer.regularizer.admits(weights))
         counts = count_zeros(layer_weights(trainer, pl_module))
         zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
         # Counted as Cardinality counts, to the weight.

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
+from lightning_bsqh.foreach import joined, multiply_each_, no_larger, scalars, squares
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 from lightning_bsqh.regularizers.groups import Groups
@@ -77,19 +78,26 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         """The sets of tensors over which the choice is made together."""
         return [[w] for w in weights] if self.scope == "layer" else [weights]
 
+    @property
     @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
-        if self._demanded == 0.0:
+    def is_flat(self) -> bool:
+        return self.scope == "global" and self.groups is None
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
+        if self._demanded == 0.0 or not weights:
             return True
-        return all(
-            sum(self._groups.count_nonzero(w) for w in part) <= self._kept(sum(self._groups.count(w) for w in part))
-            for part in self._parts(weights)
-        )
+        kept = [self._kept(sum(self._groups.count(w) for w in part)) for part in self._parts(weights)]
+        alike = weights if self.scope == "layer" or self.groups is not None else joined(weights)
+        counts = scalars([self._groups.count_nonzero(w) for w in alike])
+        return no_larger(counts, kept) if self.scope == "layer" else counts.sum() <= kept[0]
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
         if self._demanded > 0.0:
-            self._keep_best_(weights, [w.square().mul_(d) for w, d in zip(weights, metric, strict=True)])
+            scores = squares(weights)
+            multiply_each_(scores, metric)
+            self._keep_best_(weights, scores)
 
     @override
     def project_in_box_(
@@ -119,8 +127,7 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
             every = torch.cat([self._groups.sums(v) for v in values])
             drop = keep_largest(every, self._kept(every.numel())).logical_not_()
-            for w, dropped in zip(part, drop.split([self._groups.count(w) for w in part]), strict=True):
-                self._groups.drop_(w, dropped)
+            self._groups.drop_all_(part, drop)
 
     @property
     @override
@@ -136,7 +143,7 @@ class Cardinality(TighteningConstraint, ZeroInBox):
             # Every tensor keeps as many as it has in the maximiser over all.
             part = copy.copy(self)
             part.scope, part._share = "layer", 1.0
-            part.sparsity = 1.0 - self._groups.count_nonzero(w) / max(self._groups.count(w), 1)
+            part.sparsity = 1.0 - int(self._groups.count_nonzero(w)) / max(self._groups.count(w), 1)
             parts.append(part)
         return parts
 

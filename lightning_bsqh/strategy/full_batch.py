@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.network.layer_calls import recording
+from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.tree import detached, leaves, mapped, same, versions
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.strategy.log import Log, say_again
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.sweeps.base import check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, check_loss
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.sweeps.full_batch_options import FullBatch
 from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, with_metrics_of
@@ -116,10 +116,16 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
             self._is_whole = self.complete = False
 
     @override
-    def forward_adjoint(self) -> Tensor | None:
-        assert self._closure is not None, "on_batch comes first"
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
+        self.boundaries = boundaries
+        loss = self._forward_adjoint(closure)
+        if not self.complete:
+            return AdjointPass(loss, self.trial, is_complete=False)
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
+
+    def _forward_adjoint(self, closure: Callable[..., Any]) -> Tensor | None:
         with torch.enable_grad(), self._pooling():
-            loss = self._closure()
+            loss: Tensor | None = closure()
         if not self._is_whole or not self._outcomes:
             return loss
         part = self._parts[len(self._outcomes) - 1]

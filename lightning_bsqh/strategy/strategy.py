@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice
 from lightning_bsqh.method.augmentation import Augmentation
-from lightning_bsqh.network.layers import check_layers, find_layers
+from lightning_bsqh.network.layers import find_layers
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
-from lightning_bsqh.regularizers.by_name import check_option
 from lightning_bsqh.strategy.full_batch import LightningFullBatch
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
@@ -105,37 +104,23 @@ class BSQHStrategy(SingleDeviceStrategy):
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
-        self._options: dict[str, Any] = {
-            "regularizer": regularizer,
-            "augmentation": augmentation,
-            "epsilon": epsilon,
-            "metric": metric,
-            "eta": eta,
-            "max_trials": max_trials,
-            "total_steps": total_steps,
-            "batch_mode": batch_mode,
-            "kappa": kappa,
-            "max_iterations": max_iterations,
-            "count_samples": count_samples,
-            "reuse": reuse,
-        }
-        check_layers(layers)
-        self._layers = layers
-        self._sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
-        self._regularize = regularize
-        defaults = inspect.signature(BSQHOptimizer).parameters
-        self._has_options = regularize is not None or sweep != "jacobi" or layers != "leaf"
-        self._has_options = self._has_options or any(
-            value is not defaults[name].default and value != defaults[name].default
-            for name, value in self._options.items()
+        self._options = BSQHOptions(
+            regularizer=regularizer,
+            augmentation=augmentation,
+            epsilon=epsilon,
+            metric=metric,
+            eta=eta,
+            max_trials=max_trials,
+            regularize=regularize,
+            total_steps=total_steps,
+            layers=layers,
+            sweep=sweep,
+            batch_mode=batch_mode,
+            kappa=kappa,
+            max_iterations=max_iterations,
+            count_samples=count_samples,
+            reuse=reuse,
         )
-        # The optimizer knows the ranges; an object that trains nothing checks them before there is a model.
-        if regularizer is not None:
-            check_option(regularizer, regularize)
-        by_name = isinstance(regularizer, Mapping)
-        # Patterns can be matched only when there are names.
-        stand_in = {**self._options, "regularizer": None} if by_name else self._options
-        BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **stand_in)
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._resumed_random: RandomState | None = None
@@ -250,7 +235,7 @@ class BSQHStrategy(SingleDeviceStrategy):
             optimizer = optimizers[0]
             if schedulers:
                 rank_zero_warn(f"{_names(schedulers)} from configure_optimizers is ignored: ε has its own schedule.")
-            if self._has_options:
+            if not self._options.are_default:
                 rank_zero_warn(
                     "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its"
                     " own."
@@ -283,14 +268,14 @@ class BSQHStrategy(SingleDeviceStrategy):
             self._sweeps = LightningSweeps(module, context, reduced)
 
     def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
-        layers = find_layers(module, self._regularize, self._layers)
+        layers = find_layers(module, self._options.regularize, self._options.layers)
         if given:
             # A module that hands only part of its parameters to its optimizer wants only these trained.
             wanted = {id(p) for group in given[0].param_groups for p in group["params"]}
             for layer in layers:
                 layer.parameters = {name: p for name, p in layer.parameters.items() if id(p) in wanted}
                 layer.regularized &= layer.parameters.keys()
-        return BSQHOptimizer(layers, **self._options, sweep=self._sweep)
+        return BSQHOptimizer(layers, **self._options.for_found_layers())
 
     @override
     def on_train_start(self) -> None:

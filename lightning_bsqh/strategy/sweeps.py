@@ -12,11 +12,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh.network.batch_state import BatchState
+from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.strategy.log import Log
-from lightning_bsqh.sweeps.base import Sweeps, check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, Sweeps, check_loss
 from lightning_bsqh.trainer_access import Metrics, metrics_of
 
 
@@ -41,6 +42,8 @@ class LightningSweeps(Sweeps):
         memory: Memory | None = None,
     ) -> None:
         super().__init__(p.device for p in module.parameters())
+        #: Records states and adjoints during the forward sweep; None if nobody needs them.
+        self.boundaries: Boundaries | None = None
         self._module = module
         self._context = context
         self._reduced_precision = reduced_precision
@@ -94,23 +97,25 @@ class LightningSweeps(Sweeps):
             self._came.drop_copies()
         self._left = self._came.again()
 
-    def undo_batch(self) -> None:
-        """Puts back what training_step has changed in the module: for a batch that is skipped."""
+    @override
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
+        self.boundaries = boundaries
+        with torch.enable_grad(), self._pooling():
+            loss = closure()
+        self.closure_was_withheld = loss is None and self._has_loss
+        if loss is None or self._batch_is_lost:
+            # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.
+            return AdjointPass(None, self.trial)
+        return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo)
+
+    @override
+    def trial(self) -> Tensor | float:
+        return self._run_trial(self._evaluate)
+
+    @override
+    def undo(self) -> None:
         if self._before is not None:
             self._before.restore()
-
-    @override
-    def forward_adjoint(self) -> Tensor | None:
-        assert self._closure is not None, "on_batch comes first"
-        with torch.enable_grad(), self._pooling():
-            loss = self._closure()
-        self.closure_was_withheld = loss is None and self._has_loss
-        # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.
-        return None if loss is None or self._batch_is_lost else loss.detach()
-
-    @override
-    def trial(self) -> float:
-        return self._run_trial(self._evaluate)
 
     @override
     def resolution(self, loss: Tensor) -> float:
@@ -120,7 +125,7 @@ class LightningSweeps(Sweeps):
 
     def release(self) -> None:
         """Forgets the batch, so that its memory is free between steps."""
-        self._batch, self._closure, self._start, self._before = (), None, None, None
+        self._batch, self._start, self._before = (), None, None
         self._came = self._left = self._metrics = None
         if self.boundaries is not None:
             # Of a training_step that raised.
@@ -134,7 +139,7 @@ class LightningSweeps(Sweeps):
         with Log().instead(self._module, self._before.modules, self._metrics), self._context():
             yield
 
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> Tensor | float:
         assert self._start is not None, "training_step comes first"
         with (
             without_trace(self._module, self._start, self._before, self._devices),
@@ -145,9 +150,9 @@ class LightningSweeps(Sweeps):
             if callable(trial_loss):
                 batch = self._batch
                 batch_idx = batch[1] if len(batch) > 1 else self._module.trainer.fit_loop.batch_idx
-                return float(check_loss(trial_loss(batch[0], batch_idx), "trial_loss", adjoint=False))
+                return check_loss(trial_loss(batch[0], batch_idx), "trial_loss", adjoint=False)
             loss = loss_of(self._module.training_step(*self._batch))
-            return float("nan") if loss is None else float(check_loss(loss, "training_step", adjoint=False))
+            return float("nan") if loss is None else check_loss(loss, "training_step", adjoint=False)
 
     @contextmanager
     def _batch_as_it_came(self) -> Iterator[None]:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.network.layer_calls import recording
+from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.tree import same, versions
 from lightning_bsqh.network.without_trace import without_trace
-from lightning_bsqh.sweeps.base import check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, check_loss
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.sweeps.full_batch_options import FullBatch
 from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, with_metrics_of
@@ -126,11 +126,13 @@ class ClosureFullBatch(FullBatchSweeps[ClosureMicroBatch]):
         self._batches = batches
 
     @override
-    def forward_adjoint(self) -> Tensor | None:
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
+        self._closure, self.boundaries = closure, boundaries
         self.begin_pass()
         for batch in (None,) if self._batches is None else self._batches:
             self._forward_adjoint_of(batch)
-        return self.end_pass()
+        loss = self.end_pass()
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
 
     def _forward_adjoint_of(self, batch: Any) -> None:
         part = self.next_part(lambda: ClosureMicroBatch(self._memory, self._devices))

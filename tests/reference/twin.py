@@ -284,10 +284,10 @@ class BacktrackingTwin:
     sigma: float = 1.1
     zeta: float = 0.9
 
-    def for_length(self, epsilon, tau):
+    def for_length(self, epsilon, length):
         return epsilon
 
-    def observe(self, accepted, change, slope, tau, tightened, tried):
+    def observe(self, accepted, change, slope, tau, tightened, length):
         self.epsilon *= self.zeta if accepted else self.sigma
 
 
@@ -305,16 +305,16 @@ class CurvatureTwin:
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
 
-    def for_length(self, epsilon, tau):
-        """ε² τ, which does not depend on ε, no more than ten times as large as usual."""
+    def for_length(self, epsilon, length):
+        """Σ g²/(4d), the ε²τ of a plain step, no more than ten times as large as usual."""
         if self.length is None:
             return epsilon
-        return max(epsilon, epsilon * math.sqrt(epsilon**2 * tau / (self.outlier * self.length)))
+        return max(epsilon, epsilon * math.sqrt(length / (self.outlier * self.length)))
 
-    def observe(self, accepted, change, slope, tau, tightened, tried):
-        if accepted and not tightened and tau > 0:
-            usual = tried**2 * tau if self.length is None else self.length
-            self.length = 0.9 * usual + 0.1 * min(tried**2 * tau, self.outlier * usual)
+    def observe(self, accepted, change, slope, tau, tightened, length):
+        if accepted:
+            usual = length if self.length is None else self.length
+            self.length = 0.9 * usual + 0.1 * min(length, self.outlier * usual)
         second_order = change + slope
         known = math.isfinite(second_order) and tau > 0 and second_order != 0
         if not accepted:
@@ -380,8 +380,10 @@ class Twin:
         accepted = projected = False
         trials = 0
         least = 0.0
-        while not accepted and trials < self.max_trials:
-            trials += 1
+        compared = 0
+        length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
+        while not accepted and compared < self.max_trials:
+            trials, compared = trials + 1, compared + 1
             epsilon = max(self.rule.epsilon * self._raise(), least)
 
             def maximiser(epsilon, w=w):
@@ -390,9 +392,9 @@ class Twin:
                     z[i] = a
                 return z
 
-            candidate = maximiser(epsilon)
-            steps = [np.where(tightened & (c == 0), 0, c - wi) for c, wi in zip(candidate, w, strict=True)]
-            epsilon = self.rule.for_length(epsilon, sum((di * s**2).sum() for di, s in zip(d, steps, strict=True)))
+            raised = self.rule.for_length(epsilon, length)
+            if raised > epsilon:  # the candidate for the smaller one has been tried, but is not looked at
+                trials, epsilon = trials + 1, raised
             candidate = maximiser(epsilon)
             if epsilon > self.rule.epsilon * self._raise():
                 least = 1.5 * epsilon
@@ -413,7 +415,7 @@ class Twin:
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
-            self.rule.observe(accepted, change, slope, tau, tightened, epsilon)
+            self.rule.observe(accepted, change, slope, tau, tightened, length)
         self.u = candidate if accepted else w
         self.step_count += 1
         return {
