@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_bsqh.network.affine import is_affine_module
+from lightning_bsqh.network.roles import Role, role_of, tensors_of
 
 #: Which modules are the layers: ``"leaf"``, name patterns, or a predicate of name and module.
 LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -21,8 +22,11 @@ class Layer:
 
     Attributes:
         name: Path of the module in the network, such as ``"features.0"``.
-        parameters: The trainable tensors by their full name, such as ``"features.0.weight"``.
-        regularized: Full names of those on which R acts.
+        parameters: The tensors by their full name, such as ``"features.0.weight"``; frozen ones, too, as they may be
+            unfrozen later.
+        regularized: Full names of those on which R acts, as far as they are trained.
+        roles: What each tensor is, and why R acts on it by default or not.
+        waiting: Full names of those that are not trained, because the user's optimizer has not been given them.
         modules: The modules whose calls are the layer: usually one; all that share its parameters if some are
             tied; none if the network is not known.
         chosen: Whether the user named the module as a layer.
@@ -31,8 +35,15 @@ class Layer:
     name: str
     parameters: dict[str, Tensor] = field(default_factory=dict)
     regularized: set[str] = field(default_factory=set)
+    roles: dict[str, Role] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
     modules: list[nn.Module] = field(default_factory=list)
     chosen: bool = False
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that are trained at present: given to the optimizer, and not frozen."""
+        return {n: p for n, p in self.parameters.items() if n not in self.waiting and p.requires_grad}
 
     @property
     def is_affine(self) -> bool:
@@ -51,10 +62,11 @@ class Layer:
 def find_layers(
     params: nn.Module | Iterable[Any], regularize: Sequence[str] | None = None, layers: LayerChoice = "leaf"
 ) -> list[Layer]:
-    """Groups trainable parameters into layers, in the order in which the network defines them.
+    """Groups parameters into layers, in the order in which the network defines them.
 
-    A parameter that several modules share belongs to the first of them. By default R acts on
-    tensors with two or more dimensions that are neither biases nor part of a normalisation (method §1).
+    A parameter that several modules share belongs to the first of them. Frozen parameters are listed with the others.
+    By default R acts on what multiplies features with features and on nothing else (method §1), see
+    :func:`~lightning_bsqh.network.roles.role_of`.
 
     Args:
         params: A module; or layers found before; or pairs (name, tensor) as ``named_parameters()`` gives them;
@@ -81,21 +93,25 @@ def find_layers(
         entries = list(params)
         found = entries if entries and all(isinstance(e, Layer) for e in entries) else _from_iterable(entries)
     found = [layer for layer in found if layer.parameters]
-    if not found:
+    if not any(p.requires_grad for layer in found for p in layer.parameters.values()):
         raise ValueError(
             "params holds no trainable parameter (none has requires_grad=True): there is nothing to train."
         )
     for layer in found:
         for name, parameter in layer.parameters.items():
-            if not parameter.is_floating_point():
-                raise TypeError(f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained.")
+            _check_dtype(name, parameter)
     if regularize is not None:
         _select(found, regularize)
     return found
 
 
-def _is_weight(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() >= 2 and name.rpartition(".")[2] != "bias"
+def _check_dtype(name: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point():
+        raise TypeError(
+            f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and imaginary"
+            " part as two real parameters (torch.view_as_real, and torch.complex where they are used), or freeze it with"
+            " requires_grad_(False)."
+        )
 
 
 def check_layers(choice: LayerChoice) -> None:
@@ -153,26 +169,27 @@ def _from_module(network: nn.Module, chosen: Mapping[str, nn.Module]) -> list[La
     layers: dict[str, Layer] = {}
     owners: dict[int, Layer] = {}
     # Shared modules and parameters are met under each of their names, and belong to the first.
-    for path, child in network.named_modules(remove_duplicate=False):
-        root = next((c for c in chosen if path == c or not c or path.startswith(c + ".")), None)
-        name = path if root is None else root
+    for found in tensors_of(network):
+        if not found.tensor.requires_grad:
+            # Left out: the optimizer would move them.
+            continue
+        root = next((c for c in chosen if found.path == c or not c or found.path.startswith(c + ".")), None)
+        name = found.path if root is None else root
         layer = layers.setdefault(name, Layer(name or type(network).__name__, chosen=root is not None))
-        module = child if root is None else chosen[root]
-        # Layers such as LayerNorm over several axes have weights of two dimensions and more; BatchNorm's have one.
-        is_normalisation = isinstance(child, (nn.LayerNorm, nn.RMSNorm)) or type(child).__name__.endswith("Norm")
-        for short, parameter in child.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            owner = owners.setdefault(id(parameter), layer)
-            if all(module is not other for other in owner.modules):
-                owner.modules.append(module)
-            if owner is not layer or any(parameter is other for other in layer.parameters.values()):
-                continue
-            full = f"{path}.{short}" if path else short
-            layer.parameters[full] = parameter
-            if _is_weight(full, parameter) and not is_normalisation:
-                layer.regularized.add(full)
+        module = found.module if root is None else chosen[root]
+        owner = owners.setdefault(id(found.tensor), layer)
+        if all(module is not other for other in owner.modules):
+            owner.modules.append(module)
+        if owner is layer and all(found.tensor is not other for other in layer.parameters.values()):
+            _add(layer, found.name, found.tensor, found.role)
     return list(layers.values())
+
+
+def _add(layer: Layer, name: str, tensor: Tensor, role: Role) -> None:
+    layer.parameters[name] = tensor
+    layer.roles[name] = role
+    if role.is_weight:
+        layer.regularized.add(name)
 
 
 def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
@@ -188,9 +205,7 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
             raise ValueError(f"params holds the tensor {name!r} twice.")
         seen.add(id(parameter))
         layer = layers.setdefault(layer_name, Layer(layer_name))
-        layer.parameters[name] = parameter
-        if _is_weight(name, parameter):
-            layer.regularized.add(name)
+        _add(layer, name, parameter, role_of(name, parameter))
 
     for index, entry in enumerate(entries):
         if isinstance(entry, Mapping):
