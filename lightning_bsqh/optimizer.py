@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice, integer, number
+from lightning_bsqh._validation import choice, integer, number, shown
 from lightning_bsqh.method.augmentation import Augmentation, Curvature, Trial
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
@@ -520,9 +520,9 @@ def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) 
         return Curvature() if epsilon is None else Curvature(epsilon=epsilon)
     if epsilon is not None:
         raise ValueError(
-            f"epsilon={epsilon!r} is short for the default rule's start: give it to the rule,"
-            f" {type(augmentation).__name__}(epsilon={epsilon!r}), instead of beside augmentation."
+            f"epsilon={shown(epsilon)} is short for the default rule's start: give it to the rule,"
+            f" {type(augmentation).__name__}(epsilon={shown(epsilon)}), instead of beside augmentation."
         )
     if not isinstance(augmentation, Augmentation):
-        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {augmentation!r}.")
+        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {shown(augmentation)}.")
     return copy.deepcopy(augmentation)
