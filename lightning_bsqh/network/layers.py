@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_bsqh._validation import names, shown
 from lightning_bsqh.network.affine import is_affine_module
 from lightning_bsqh.network.roles import Role, role_of, tensors_of
 
@@ -89,8 +91,10 @@ def find_layers(
         found = _from_module(params, _chosen_modules(params, layers))
     else:
         if not (isinstance(layers, str) and layers == "leaf"):
-            raise ValueError(f"layers={layers!r} needs the network: give the module itself instead of its parameters.")
-        entries = list(params)
+            raise ValueError(
+                f"layers={shown(layers)} needs the network: give the module itself instead of its parameters."
+            )
+        entries = _entries(params)
         found = entries if entries and all(isinstance(e, Layer) for e in entries) else _from_iterable(entries)
     found = [layer for layer in found if layer.parameters]
     if not any(p.requires_grad for layer in found for p in layer.parameters.values()):
@@ -105,22 +109,36 @@ def find_layers(
     return found
 
 
+def _entries(params: Any) -> list[Any]:
+    """What ``params`` holds; a tensor by itself is one entry."""
+    if isinstance(params, Tensor):
+        return [params]
+    if isinstance(params, (str, Mapping)) or not isinstance(params, Iterable):
+        raise TypeError(
+            "params must be the network itself, or an iterable of tensors, of pairs (name, tensor) or of dicts with"
+            f" params and name, got {shown(params)}."
+        )
+    return list(params)
+
+
 def _check_dtype(name: str, parameter: Tensor) -> None:
     if not parameter.is_floating_point():
         raise TypeError(
-            f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and imaginary"
-            " part as two real parameters (torch.view_as_real, and torch.complex where they are used), or freeze it with"
-            " requires_grad_(False)."
+            f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and"
+            " imaginary part as two real parameters (torch.view_as_real, and torch.complex where they are used), or"
+            " freeze it with requires_grad_(False)."
         )
 
 
 def check_layers(choice: LayerChoice) -> None:
     """Raises TypeError unless ``choice`` is something that :func:`find_layers` takes as ``layers``."""
-    if (isinstance(choice, str) and choice == "leaf") or callable(choice):
+    if choice == "leaf" if isinstance(choice, str) else callable(choice) and not isinstance(choice, nn.Module):
         return
-    if isinstance(choice, str) or not choice or not all(isinstance(p, str) and p for p in choice):
+    patterns: Any = choice
+    is_list = isinstance(patterns, Sequence) and not isinstance(patterns, (str, bytes))
+    if not is_list or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise TypeError(
-            f'layers must be "leaf", a list of name patterns such as ["block*"], or a predicate, got {choice!r}.'
+            f'layers must be "leaf", a list of name patterns such as ["block*"], or a predicate, got {shown(choice)}.'
         )
 
 
@@ -130,7 +148,7 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
     if isinstance(choice, str):
         return {}
     if callable(choice):
-        chosen = _outermost({path: m for path, m in network.named_modules() if choice(path, m)})
+        chosen = _outermost({path: m for path, m in network.named_modules() if _holds(choice, path, m)})
         if not chosen:
             raise ValueError("layers: the predicate holds for no module of the network.")
         return chosen
@@ -139,8 +157,8 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
     for pattern in choice:
         matches = _outermost({path: m for path, m in network.named_modules() if path and fnmatchcase(path, pattern)})
         if not matches:
-            names = ", ".join(path for path, _ in network.named_modules() if path)
-            raise ValueError(f"layers: the pattern {pattern!r} matches no module; there are: {names}.")
+            paths = ", ".join(path for path, _ in network.named_modules() if path)
+            raise ValueError(f"layers: the pattern {pattern!r} matches no module; there are: {paths}.")
         for path, module in matches.items():
             for short, _ in module.named_parameters(path):
                 if claimed.setdefault(short, pattern) != pattern:
@@ -150,6 +168,16 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
                     )
         chosen |= matches
     return chosen
+
+
+def _holds(predicate: Callable[[str, nn.Module], bool], path: str, module: nn.Module) -> bool:
+    try:
+        inspect.signature(predicate).bind(path, module)
+    except TypeError as error:
+        raise TypeError(f"layers: the predicate must take a name and a module: {error}.") from None
+    except ValueError:  # Something built in, whose arguments cannot be told.
+        pass
+    return bool(predicate(path, module))
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -199,6 +227,8 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
     def add(layer_name: str, name: str, parameter: Any) -> None:
         if not isinstance(parameter, Tensor):
             raise TypeError(f"params must hold tensors, got {type(parameter).__name__}.")
+        if not parameter.is_leaf:
+            raise ValueError(f"params: {name} is computed from other tensors; give the leaves, such as nn.Parameter.")
         if not parameter.requires_grad:
             return
         if id(parameter) in seen:
@@ -210,6 +240,8 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
     for index, entry in enumerate(entries):
         if isinstance(entry, Mapping):
             layer_name = str(entry.get("name", f"layer{index}"))
+            if "params" not in entry:
+                raise ValueError(f"params[{index}] is a group without an entry 'params'; it has {shown(list(entry))}.")
             members = entry["params"]
             for j, member in enumerate([members] if isinstance(members, Tensor) else list(members)):
                 short, tensor = member if isinstance(member, tuple) else (str(j), member)
@@ -254,9 +286,7 @@ def claim(layers: Sequence[Layer], patterns: Sequence[str]) -> dict[str, str]:
 
 
 def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
-    if isinstance(patterns, str) or not all(isinstance(p, str) and p.strip("!") for p in patterns):
-        raise ValueError(f'regularize must be a list of name patterns such as ["conv*", "!fc3"], got {patterns!r}.')
-    chosen = _chosen(layers, patterns, "regularize")
+    chosen = _chosen(layers, names("regularize", patterns, '["conv*", "!fc3"]'), "regularize")
     for layer in layers:
         layer.regularized = chosen & layer.parameters.keys()
 
@@ -275,7 +305,7 @@ def _chosen(layers: Sequence[Layer], patterns: Sequence[str], option: str) -> se
             n for layer in layers for n in layer.parameters if n == bare or (not selected and fnmatchcase(n, bare))
         }
         if not matched and not selected:
-            names = ", ".join(layer.name for layer in layers)
-            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
+            there = ", ".join(layer.name for layer in layers)
+            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {there}.")
         chosen = chosen - matched if takes_out else chosen | matched
     return chosen

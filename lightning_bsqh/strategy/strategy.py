@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice
+from lightning_bsqh._validation import choice, names
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.network.layers import check_layers, find_layers
 from lightning_bsqh.network.random_state import RandomState
@@ -123,12 +123,6 @@ class BSQHStrategy(SingleDeviceStrategy):
         self._layers = layers
         self._sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
         self._regularize = regularize
-        defaults = inspect.signature(BSQHOptimizer).parameters
-        self._has_options = regularize is not None or sweep != "jacobi" or layers != "leaf"
-        self._has_options = self._has_options or any(
-            value is not defaults[name].default and value != defaults[name].default
-            for name, value in self._options.items()
-        )
         # The optimizer knows the ranges; an object that trains nothing checks them before there is a model.
         if regularizer is not None:
             check_option(regularizer, regularize)
@@ -136,6 +130,14 @@ class BSQHStrategy(SingleDeviceStrategy):
         # Patterns can be matched only when there are names.
         stand_in = {**self._options, "regularizer": None} if by_name else self._options
         BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **stand_in)
+        if regularize is not None:
+            names("regularize", regularize, '["conv*", "!fc3"]')
+        defaults = inspect.signature(BSQHOptimizer).parameters
+        self._has_options = regularize is not None or sweep != "jacobi" or layers != "leaf"
+        self._has_options = self._has_options or any(
+            value is not defaults[name].default and value != defaults[name].default
+            for name, value in self._options.items()
+        )
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._resumed_random: RandomState | None = None
