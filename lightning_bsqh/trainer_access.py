@@ -15,3 +15,10 @@ def log_every_n_steps_of(trainer: pl.Trainer) -> int:
     """The option of the same name."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every
+
+
+def batches_of_all_epochs(trainer: pl.Trainer) -> float:
+    """Number of batches until ``max_epochs`` whatever ``max_steps`` is, infinite if that is not known."""
+    if trainer.max_epochs in (None, -1):
+        return float("inf")
+    return trainer.num_training_batches * float(trainer.max_epochs or 0)
