@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_bsqh._validation import choice, integer, number, shown
 from lightning_bsqh.method.augmentation import Augmentation, Curvature, Trial
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
+from lightning_bsqh.method.demand import Demand
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import make_metric
@@ -22,6 +23,7 @@ from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
+from lightning_bsqh.network.roles import role_of
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
 from lightning_bsqh.sweeps.base import Sweeps
@@ -118,22 +120,27 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
         found = find_layers(params, regularize, layers)
         self.regularizer = bind(regularizer, found, regularize)
+        self._demand = Demand([n for layer in found for n in layer.parameters if n in layer.regularized])
         groups = []
         for layer in found:
-            groups.append({"params": list(layer.parameters.values()), "name": layer.name})
+            trained = [p for n, p in layer.parameters.items() if n not in layer.waiting]
+            if trained:
+                groups.append({"params": trained, "name": layer.name})
             for name, parameter in layer.parameters.items():
                 self._names[id(parameter)] = name
                 if name in layer.regularized:
                     self._regularized.add(id(parameter))
-        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon})
+        # There is neither decay nor momentum, but code that was written for other optimizers may ask.
+        shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
+        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
         module = params if isinstance(params, nn.Module) else None
         self._closure_sweeps = ClosureSweeps(self._parameters(), module)
         self._full_batch_sweeps = (
             ClosureFullBatch(self._parameters, module, self.full_batch) if self.full_batch is not None else None
         )
-        self._layers = _located(found)
-        self._checked = [(layer, at) for layer, at in self._layers if layer.can_be_run and not layer.is_affine]
-        recorded = [layer for layer, _ in (self._checked if sweep == "jacobi" else self._layers)]
+        self._layers = found
+        self._checked = [layer for layer in found if layer.can_be_run and not layer.is_affine]
+        recorded = self._checked if sweep == "jacobi" else self._layers
         devices = [p.device for p in self._parameters()]
         # Where a layer is affine, gauss-seidel needs no input but that of the trial.
         self._boundaries = Boundaries(recorded, devices, lambda layer: not layer.is_affine) if recorded else None
@@ -148,7 +155,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
                     " in one batch."
                 )
             self.regularizer.check_separable()
-            self._gauss_seidel = GaussSeidel(self._layers, self._boundaries)
+            self._gauss_seidel = GaussSeidel([], self._boundaries)
 
     # ------------------------------------------------------------------ what others may ask
 
@@ -160,7 +167,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
     @property
     def layers(self) -> list[Layer]:
         """The layers λ_l, in the order of the network."""
-        return [layer for layer, _ in self._layers]
+        return list(self._layers)
 
     def regularizer_of(self, layer: Layer) -> str:
         """What R is for one layer's regularised weights, as a user would write it."""
@@ -189,7 +196,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """The tensors that R acts on, by layer; layers without any are left out."""
         layers: dict[str, list[Tensor]] = {}
         for group in self.param_groups:
-            weights = [p for p in group["params"] if id(p) in self._regularized]
+            weights = [p for p in group["params"] if id(p) in self._regularized and p.requires_grad]
             if weights:
                 layers.setdefault(group["name"], []).extend(weights)
         return layers
@@ -202,11 +209,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def meets_constraint(self) -> bool:
         """Whether the weights satisfy the regulariser's constraint in full, as at the end of its ramp."""
-        return self.regularizer.admits([w for layer in self.regularized_weights().values() for w in layer])
+        weights = [w for layer in self.regularized_weights().values() for w in layer]
+        return self._demand.in_full(self.regularizer, [self._names[id(w)] for w in weights]).admits(weights)
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
-        parameters = self._parameters()
+        parameters = self._active()
         return dict(zip(map(self.parameter_name, parameters), self._metric_of(parameters), strict=True))
 
     def set_total_steps(self, total_steps: int) -> None:
@@ -215,7 +223,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         Args:
             total_steps: Length in iterations, at least 1.
         """
-        self.total_steps = integer("total_steps", total_steps, low=1)
+        before, self.total_steps = self.total_steps, integer("total_steps", total_steps, low=1)
+        self._demand.lengthen(self._step, before, total_steps)
         self.expect_length(True)
 
     def expect_length(self, known: bool) -> None:
@@ -243,11 +252,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         for index, parameter in enumerate(self.param_groups[-1]["params"]):
             if id(parameter) not in self._names:
-                # Added later, for instance by a callback that unfreezes layers: the default rule of method §1, except
-                # that regularisers by name have claimed theirs and leave all others alone.
-                self._names[id(parameter)] = f"{param_group['name']}.{index}"
-                if parameter.dim() >= 2 and not isinstance(self.regularizer, ByName):
+                # Of no layer that is known: the default rule of method §1, except that regularisers by name have
+                # claimed theirs and leave all others alone.
+                name = self._names[id(parameter)] = f"{param_group['name']}.{index}"
+                if role_of(name, parameter).is_weight and not isinstance(self.regularizer, ByName):
                     self._regularized.add(id(parameter))
+                    self._demand.add(name)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -257,6 +267,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
             "skipped": self.skipped,
             "accepted_tau": self._accepted_tau,
             "augmentation": self.augmentation.state_dict(),
+            "total_steps": self.total_steps,
+            "demand": self._demand.state_dict(),
         }
         return state
 
@@ -274,6 +286,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._accepted_tau = float(own.get("accepted_tau", math.inf))
         self.augmentation.load_state_dict(own["augmentation"])
         self._evaluated = self._step > 0
+        if "demand" in own:
+            self._demand.load_state_dict(own["demand"])
+            planned, length = own["total_steps"], self.total_steps
+            self.total_steps = planned
+            if length is not None:
+                self.set_total_steps(length)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -336,7 +354,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ the iteration
 
     def _iterate(self, loss: float, resolution: float, sweeps: Sweeps) -> None:
-        parameters = self._parameters()
+        parameters = self._active()
+        names = [self._names[id(p)] for p in parameters if id(p) in self._regularized]
+        self._demand.begin(names, self._step, self.total_steps)
         gradients = [self._gradient(p) for p in parameters]
         for p, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
@@ -345,7 +365,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             parameters,
             gradients,
             lambda: self._metric_of(parameters),
-            self.regularizer.at(self._step, self.total_steps),
+            self._demand.at(self.regularizer, names, self._step, self.total_steps),
             [i for i, p in enumerate(parameters) if id(p) in self._regularized],
             self._checks(),
         )
@@ -354,6 +374,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         trials = 0
         least = 0.0
         groups = self._positions() if self.record_layers else None
+        if self._gauss_seidel is not None:
+            self._gauss_seidel._layers = self._located(self._layers)
         first: dict[str, LayerTerms] = {}
         while not accepted and trials < self.max_trials:
             trials += 1
@@ -406,7 +428,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _checks(self) -> list[TrueHamiltonian]:
         """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
         checks = []
-        for layer, positions in self._checked if self._boundaries is not None else []:
+        for layer, positions in self._located(self._checked) if self._boundaries is not None else []:
             assert self._boundaries is not None
             calls = len(self._boundaries.calls(layer))
             if calls > 1 or (calls == 1 and self._gauss_seidel is None):
@@ -461,6 +483,16 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def _active(self) -> list[Tensor]:
+        """Those that are not frozen."""
+        return [p for p in self._parameters() if p.requires_grad]
+
+    def _located(self, layers: Sequence[Layer]) -> list[tuple[Layer, list[int]]]:
+        """The layers with the positions of their tensors among the active ones."""
+        places = {id(p): i for i, p in enumerate(self._active())}
+        located = [(layer, [places[id(p)] for p in layer.parameters.values() if id(p) in places]) for layer in layers]
+        return [(layer, positions) for layer, positions in located if positions]
+
     def _metric_of(self, parameters: Sequence[Tensor]) -> list[MetricWeight]:
         """D of all parameters, given in their order."""
         unknown = [not self.state.get(p) for p in parameters]
@@ -470,12 +502,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _contested(self, parameters: Sequence[Tensor]) -> set[int]:
         """The regularised tensors whose weights stand against those of others, by identity."""
         regularized = [id(p) for p in parameters if id(p) in self._regularized]
-        return {each for i, each in enumerate(regularized) if self.regularizer.restricted_to([i]).couples_tensors}
+        whole = self._demand.in_full(self.regularizer, [self._names[each] for each in regularized])
+        return {each for i, each in enumerate(regularized) if whole.restricted_to([i]).couples_tensors}
 
     def _positions(self) -> dict[str, list[int]]:
         """Where each layer's tensors are among all of them."""
-        places = iter(range(len(self._parameters())))
-        return {group["name"]: [next(places) for _ in group["params"]] for group in self.param_groups}
+        places = {id(p): i for i, p in enumerate(self._active())}
+        return {g["name"]: [places[id(p)] for p in g["params"] if id(p) in places] for g in self.param_groups}
 
     def _epsilon(self) -> float:
         progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)
@@ -483,22 +516,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _gradient(parameter: Tensor) -> Tensor | None:
-        gradient = parameter.grad
+        gradient = parameter.grad if parameter.requires_grad else None
         return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
     def _gradients_are_finite(self) -> bool:
         # A sum is not finite if an entry is not, and the quickest way to look at them all.
         sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
         return not sums or math.isfinite(torch.stack([s.to(sums[0].device) for s in sums]).sum().item())
-
-
-def _located(layers: Sequence[Layer]) -> list[tuple[Layer, list[int]]]:
-    """The layers with the positions of their tensors among all of them."""
-    located, first = [], 0
-    for layer in layers:
-        located.append((layer, list(range(first, first + len(layer.parameters)))))
-        first += len(layer.parameters)
-    return located
 
 
 def _change(after: float, before: float) -> float:
