@@ -198,8 +198,8 @@ def _from_module(network: nn.Module, chosen: Mapping[str, nn.Module]) -> list[La
     owners: dict[int, Layer] = {}
     # Shared modules and parameters are met under each of their names, and belong to the first.
     for found in tensors_of(network):
-        if not found.tensor.requires_grad:
-            # Left out: the optimizer would move them.
+        if not found.tensor.requires_grad and not found.tensor.is_floating_point():
+            # Frozen integers, as quantization leaves them, are never trained.
             continue
         root = next((c for c in chosen if found.path == c or not c or found.path.startswith(c + ".")), None)
         name = found.path if root is None else root
@@ -229,7 +229,7 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
             raise TypeError(f"params must hold tensors, got {type(parameter).__name__}.")
         if not parameter.is_leaf:
             raise ValueError(f"params: {name} is computed from other tensors; give the leaves, such as nn.Parameter.")
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and not parameter.is_floating_point():
             return
         if id(parameter) in seen:
             raise ValueError(f"params holds the tensor {name!r} twice.")

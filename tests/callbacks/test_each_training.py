@@ -234,7 +234,7 @@ class Asked(L.Callback):
 def test_the_target(make_trainer: Any, by_pruning: bool) -> None:
     """What "best" counts: the epochs from the ramp's end on, with either way to zeros."""
     asked = Asked()
-    callbacks = [MagnitudePruning(0.5, ramp=(0.0, 0.6), interval=1), asked] if by_pruning else [asked]
-    strategy = "auto" if by_pruning else BSQHStrategy(Cardinality(0.5, ramp=(0.0, 0.6), interval=1))
+    callbacks = [MagnitudePruning(0.5, ramp=(0.0, 0.7), interval=1), asked] if by_pruning else [asked]
+    strategy = "auto" if by_pruning else BSQHStrategy(Cardinality(0.5, ramp=(0.0, 0.7), interval=1))
     make_trainer(strategy, callbacks=callbacks, max_epochs=4).fit(SmallModule(own_optimizer=by_pruning), loader())
     assert asked.answers == [False, False, True, True]
