@@ -125,6 +125,8 @@ class Flow:
         self.network, self.units = network, Units()
         self.channels: dict[fx.Node, Channels | tuple[Channels | None, ...] | None] = {}
         self.sites: list[Site] = []
+        # Modules that are not looked into, and why.
+        self.unfollowed: dict[str, str] = {}
         self._rules = modules, functions, methods
         for node in network.nodes:
             self.channels[node] = self._visit(node)
@@ -150,6 +152,8 @@ class Flow:
         except Opaque as reason:
             words = f", {reason}" if str(reason) else ", which cannot be followed channel by channel"
             self._keep_inputs(node, f"is used by {label(node)}{words}")
+            if node.op == "call_module":
+                self.unfollowed[str(node.target)] = str(reason) or "which cannot be followed channel by channel"
             return None
 
     def _rule(self, node: fx.Node) -> Rule | None:

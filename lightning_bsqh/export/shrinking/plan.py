@@ -44,7 +44,8 @@ class Plan:
         self.reasons: dict[int, str] = {}
         for root, reason in units.kept.items():
             self._keep_root(root, reason)
-        self._settle(sites, list({tuple(c.ids.tolist()): c.ids for c in tensors}.values()))
+        # Parts before the wholes that they belong to, so that one channel can do for both.
+        self._settle(sites, sorted({tuple(c.ids.tolist()): c.ids for c in tensors}.values(), key=len))
 
     def removed(self, ids: Tensor) -> Tensor:
         """Which of the units go, boolean, in the shape of ``ids``."""

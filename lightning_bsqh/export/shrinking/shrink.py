@@ -57,7 +57,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> nn.Module:
     layers = [site for site in flow.sites if isinstance(site, (MixingLayer, GroupedLayer, Embedding))]
     shrunk.meta[_META] = ShrinkReport(
         [_change(network, layer, plan) for layer in layers],
-        [kept for layer in layers for kept in _kept(network, layer, plan)],
+        [kept for layer in layers for kept in _kept(network, layer, plan)] + _not_looked_into(flow),
         (parameters, _count(shrunk)),
         gap,
         allowed,
@@ -88,6 +88,19 @@ def _explain(model: nn.Module, inputs: tuple[Any, ...], before: list[Tensor], ga
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _not_looked_into(flow: Flow) -> list[Kept]:
+    """Zero rows of the weights of modules that nothing could be removed from."""
+    found = []
+    for name, reason in flow.unfollowed.items():
+        module = flow.network.module(name)
+        for parameter_name, weight in module.named_parameters():
+            count = int((weight == 0).flatten(1).all(1).sum()) if weight.dim() >= 2 else 0
+            if count:
+                kind = type(module).__name__
+                found.append(Kept(f"{name}.{parameter_name}", "rows", count, f"belongs to a {kind}, {reason}"))
+    return found
 
 
 _Layer = MixingLayer | GroupedLayer | Embedding

@@ -55,7 +55,7 @@ class GroupedLayer:
         per_group = len(weight) // self._groups
         fold, value = (t.view(self._groups, -1).repeat_interleave(per_group, 0) for t in (foldable, source.value))
         known = ~((weight != 0).any(2) & ~fold).any(1)
-        return outputs.with_values(known, bias + (weight.sum(2) * value).sum(1))
+        return outputs.with_values(known, bias + (weight.double().sum(2) * value).sum(1))
 
     def objections(self, plan: Plan) -> Iterator[tuple[Tensor, str]]:
         """None: what is read goes with what reads it."""

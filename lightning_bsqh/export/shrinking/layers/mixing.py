@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_bsqh.export.shrinking.layers.weights import (
     TRANSPOSED,
     bias_of,
+    brought,
     by_output,
     pads_with_zeros,
     with_parameters,
@@ -67,7 +68,7 @@ class MixingLayer:
             return channels.with_values(self.zero_outputs, bias)
         foldable = self._foldable
         known = ~self._uses[:, ~foldable].any(1)
-        return channels.with_values(known, bias + weight[:, foldable].sum(2) @ self._source.value[foldable])
+        return channels.with_values(known, bias + brought(weight, foldable, self._source.value))
 
     @property
     def _foldable(self) -> Tensor:
@@ -106,17 +107,22 @@ class MixingLayer:
         columns = torch.arange(weight.shape[1]) if self._source is None else plan.kept_positions(self._source.ids)
         if len(rows) == weight.shape[0] and len(columns) == weight.shape[1]:
             return
-        folded = bias.clone()
+        cut, folded = weight[rows][:, columns], bias
         if self._source is not None:
             gone = plan.removed(self._source.ids) & self._source.known & self._read(plan)
-            into_bias, into_other = gone & self._foldable, gone & ~self._foldable
-            folded += weight[:, into_bias].sum(2) @ self._source.value[into_bias]
-            if bool(into_other.any()):
-                other = int(torch.where(self._stand_ins(plan), self._source.value.abs(), 0.0).argmax())
-                shares = self._source.value[into_other] / self._source.value[other]
-                weight[:, other] += torch.einsum("oik,i->ok", weight[:, into_other], shares)
+            folded = bias + brought(weight, gone & self._foldable, self._source.value)
+            self._merge(plan, cut, weight[rows], columns, gone & ~self._foldable)
         needs_bias = self._module.bias is not None or not torch.equal(folded, bias)
-        self._put(weight[rows][:, columns], folded[rows] if needs_bias else None)
+        self._put(cut, folded[rows] if needs_bias else None)
+
+    def _merge(self, plan: Plan, cut: Tensor, weight: Tensor, columns: Tensor, gone: Tensor) -> None:
+        """Adds to the weights of one constant input, in ``cut``, what others have brought, as shares of its value."""
+        if bool(gone.any()):
+            assert self._source is not None
+            value = self._source.value
+            other = int(torch.where(self._stand_ins(plan), value.abs(), 0.0).argmax())
+            added = torch.einsum("oik,i->ok", weight[:, gone].double(), value[gone] / value[other])
+            cut[:, int((columns == other).nonzero())] = (weight[:, other].double() + added).to(cut.dtype)
 
     def _put(self, weight: Tensor, bias: Tensor | None) -> None:
         module = self._module

@@ -13,8 +13,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def by_output(module: Any) -> Tensor:
-    """The weight as ``[outputs, inputs, taps]``, float64 on the CPU; inputs per group."""
-    weight = _plain(module.weight)
+    """The weight as ``[outputs, inputs, taps]`` in its own dtype on the CPU; inputs per group."""
+    weight = module.weight.detach().cpu()
     if isinstance(module, TRANSPOSED):
         # Stored as [inputs, outputs per group, ...].
         parts = [part.transpose(0, 1) for part in weight.chunk(module.groups)]
@@ -24,7 +24,7 @@ def by_output(module: Any) -> Tensor:
 
 def bias_of(module: Any, outputs: int) -> Tensor:
     """The bias, float64 on the CPU, zeros where there is none."""
-    return torch.zeros(outputs, dtype=torch.float64) if module.bias is None else _plain(module.bias)
+    return torch.zeros(outputs, dtype=torch.float64) if module.bias is None else module.bias.detach().cpu().double()
 
 
 def pads_with_zeros(module: nn.Module) -> bool:
@@ -63,5 +63,12 @@ def with_parameters(module: Any, tensors: dict[str, Tensor | None], sizes: dict[
     return new
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
+def brought(weight: Tensor, inputs: Tensor, values: Tensor) -> Tensor:
+    """What constant inputs bring to every output where no border is near, float64, shape ``[outputs]``.
+
+    Args:
+        weight: What :func:`by_output` gives.
+        inputs: Which inputs, boolean.
+        values: The values of all inputs, float64.
+    """
+    return weight[:, inputs].double().sum(2) @ values[inputs]
