@@ -93,6 +93,8 @@ def label(node: fx.Node) -> str:
 def _trace(model: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     defaults = _defaults(model.forward, len(inputs))
     tracer = fx.Tracer()
+    # Else what is computed from buffers would become a constant of another name.
+    tracer.proxy_buffer_attributes = True
     try:
         graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:  # whatever the user's forward raises when it meets a proxy
