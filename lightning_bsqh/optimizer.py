@@ -13,12 +13,14 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.demand import Demand
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
 from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
+from lightning_bsqh.network.roles import role_of
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
@@ -133,8 +135,19 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._own: Sweeps | None = None
         for layer in self._layers:
             self._regularized |= layer.regularized
-        groups = [{"params": list(layer.parameters.values()), "name": layer.name} for layer in self._layers]
-        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon})
+        # Also says which of them wait until they are unfrozen.
+        self._demand = Demand([n for layer in self._layers for n in layer.parameters if n in layer.regularized])
+        # There is neither decay nor momentum, but code that was written for other optimizers may ask.
+        shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
+        super().__init__(self._first_groups(), {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
+
+    def _first_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = []
+        for layer in self._layers:
+            trained = [p for n, p in layer.parameters.items() if n not in layer.waiting]
+            if trained:
+                groups.append({"params": trained, "name": layer.name})
+        return groups
 
     def _first_regularizer(self, options: BSQHOptions) -> Regularizer:
         given = options.regularizer
@@ -206,7 +219,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """The tensors that R acts on, by layer; layers without any are left out."""
         layers: dict[str, list[Tensor]] = {}
         for group, names in zip(self.param_groups, self._names, strict=True):
-            weights = [p for p, name in zip(group["params"], names, strict=True) if name in self._regularized]
+            named = zip(group["params"], names, strict=True)
+            weights = [p for p, name in named if name in self._regularized and p.requires_grad]
             if weights:
                 layers.setdefault(group["name"], []).extend(weights)
         return layers
@@ -222,14 +236,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def meets_constraint(self) -> bool:
         """Whether the weights satisfy the regularizer's constraint in full, as at the end of its ramp."""
-        weights = [w.detach() for layer in self.regularized_weights().values() for w in layer]
-        return bool(self.regularizer.admits(weights))
+        weights = {n: p.detach() for n, p in self._moving().items() if n in self._regularized}
+        return bool(self._demand.in_full(self.regularizer, list(weights)).admits(list(weights.values())))
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
-        named = self.named_parameters()
-        places = [i for i, name in enumerate(named) if name in self._regularized]
-        low = contested(self.regularizer, places)
+        named = self._moving()
+        regularized = {name: i for i, name in enumerate(named) if name in self._regularized}
+        low = contested(self._demand.in_full(self.regularizer, list(regularized)), list(regularized.values()))
         return {
             name: self._metric.remembered(self.state.get(p, {}), p, i in low)
             for i, (name, p) in enumerate(named.items())
@@ -241,7 +255,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         Args:
             total_steps: Length in iterations, at least 1.
         """
-        self.total_steps = integer("total_steps", total_steps, low=1)
+        before, self.total_steps = self.total_steps, integer("total_steps", total_steps, low=1)
+        self._demand.lengthen(self._step, before, total_steps)
         self.expect_length(True)
 
     def expect_length(self, known: bool) -> None:
@@ -275,11 +290,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         for index, parameter in enumerate(group["params"]):
             own = [n for layer in self._layers for n, p in layer.parameters.items() if p is parameter]
             if not own:
-                # Added later, for instance by a callback that unfreezes layers: the default rule of method §1, except
-                # that regularizers by name have claimed theirs and leave all others alone.
+                # Of no layer that is known: the default rule of method §1, except that regularizers by name have
+                # claimed theirs and leave all others alone.
                 own = [f"{group['name']}.{index}"]
-                if parameter.dim() >= 2 and not isinstance(self.regularizer, ByName):
+                if role_of(own[0], parameter).is_weight and not isinstance(self.regularizer, ByName):
                     self._regularized.add(own[0])
+                    self._demand.add(own[0])
             names += own
         return names
 
@@ -291,6 +307,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
             "skipped": self.skipped,
             "accepted_tau": self._accepted_tau,
             "augmentation": self.augmentation.state_dict(),
+            "total_steps": self.total_steps,
+            "demand": self._demand.state_dict(),
         }
         return state
 
@@ -309,6 +327,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._accepted_tau = float(own.get("accepted_tau", math.inf))
         self.augmentation.load_state_dict(own["augmentation"])
         self._evaluated = self._step > 0
+        if "demand" in own:
+            self._demand.load_state_dict(own["demand"])
+            planned, length = own["total_steps"], self.total_steps
+            self.total_steps = planned
+            if length is not None:
+                self.set_total_steps(length)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -369,16 +393,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
         if adjoint.loss is None:
             self._skip(math.nan, counted=False)
             return
+        demand = self._demand.state_dict()
         try:
-            found, layers = self._stepper.step(
-                adjoint,
-                self._trained(),
-                self.regularizer.at(self._step, self.total_steps),
-                self.augmentation,
-                self._search_options(),
-                self.record_layers,
-            )
-        except NotFinite as error:
+            found, layers = self._search(adjoint)
+        except BaseException as error:
+            self._demand.load_state_dict(demand)
+            if not isinstance(error, NotFinite):
+                raise
             if not self._evaluated and not math.isfinite(error.loss):
                 raise ValueError(
                     f"The loss is {error.loss} at the first batch, before any update: check the data and the initial"
@@ -391,10 +412,22 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.last_layers = layers
         self._report(found)
 
-    def _trained(self) -> Trained:
-        """What moves in this iteration: frozen parameters do not."""
-        moving = {name: p for name, p in self.named_parameters().items() if p.requires_grad}
-        return Trained(moving, [self.state[p] for p in moving.values()], self._regularized)
+    def _search(self, adjoint: AdjointPass) -> tuple[Found, dict[str, LayerReport] | None]:
+        moving = self._moving()
+        names = [name for name in moving if name in self._regularized]
+        self._demand.begin(names, self._step, self.total_steps)
+        return self._stepper.step(
+            adjoint,
+            Trained(moving, [self.state[p] for p in moving.values()], self._regularized),
+            self._demand.at(self.regularizer, names, self._step, self.total_steps),
+            self.augmentation,
+            self._search_options(),
+            self.record_layers,
+        )
+
+    def _moving(self) -> dict[str, Tensor]:
+        """What moves in this iteration, by name: frozen parameters do not."""
+        return {name: p for name, p in self.named_parameters().items() if p.requires_grad}
 
     def _search_options(self) -> SearchOptions:
         progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lightning_bsqh._validation import choice, integer, number
+from lightning_bsqh._validation import choice, integer, names, number, shown
 from lightning_bsqh.method.augmentation import Augmentation, Curvature
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.network.layers import LayerChoice, check_layers
@@ -52,6 +52,8 @@ class BSQHOptions:
             integer("total_steps", self.total_steps, low=1)
         choice("sweep", self.sweep, ("jacobi", "gauss-seidel"))
         check_layers(self.layers)
+        if self.regularize is not None:
+            names("regularize", self.regularize, '["conv*", "!fc3"]')
         if self.regularizer is not None:
             check_option(self.regularizer, self.regularize)
         self.make_augmentation()
@@ -105,9 +107,9 @@ def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) 
         return Curvature() if epsilon is None else Curvature(epsilon=epsilon)
     if epsilon is not None:
         raise ValueError(
-            f"epsilon={epsilon!r} is short for the default rule's start: give it to the rule,"
-            f" {type(augmentation).__name__}(epsilon={epsilon!r}), instead of beside augmentation."
+            f"epsilon={shown(epsilon)} is short for the default rule's start: give it to the rule,"
+            f" {type(augmentation).__name__}(epsilon={shown(epsilon)}), instead of beside augmentation."
         )
     if not isinstance(augmentation, Augmentation):
-        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {augmentation!r}.")
+        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {shown(augmentation)}.")
     return copy.deepcopy(augmentation)

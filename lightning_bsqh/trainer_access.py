@@ -62,3 +62,10 @@ class _Answering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connector, name)
+
+
+def batches_of_all_epochs(trainer: pl.Trainer) -> float:
+    """Number of batches until ``max_epochs`` whatever ``max_steps`` is, infinite if that is not known."""
+    if trainer.max_epochs in (None, -1):
+        return float("inf")
+    return trainer.num_training_batches * float(trainer.max_epochs or 0)

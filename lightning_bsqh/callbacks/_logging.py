@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import lightning as L
 
@@ -21,6 +21,11 @@ def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str 
         pl_module.log(key, value, prog_bar=key == in_bar, logger=False)
 
 
+def layer_keys(prefix: str, layers: Iterable[str]) -> dict[str, str]:
+    """The key of each layer, ``<prefix>/<layer>``; a layer called total leaves that key to the whole network."""
+    return {name: f"{prefix}/{name}" if name != "total" else f"{prefix}/total (layer)" for name in layers}
+
+
 def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
     """Whether loggers get what is measured after ``done`` steps.
 
@@ -30,7 +35,7 @@ def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
         done: Number of steps done, this one included.
     """
     every = log_every_n_steps_of(trainer) if every is None else every
-    return every > 0 and done % every == 0
+    return every > 0 and done > 0 and done % every == 0
 
 
 def write(trainer: L.Trainer, values: Mapping[str, float]) -> None:

@@ -9,6 +9,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_bsqh.callbacks._logging import layer_keys
+from lightning_bsqh.network.roles import tensors_of
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
@@ -45,14 +47,15 @@ class OutputPositions:
         weight = module.weight
         if isinstance(output, Tensor) and isinstance(weight, Tensor) and output.dim() and output.shape[0]:
             # Per sample, and per output feature or channel.
-            self._positions.setdefault(id(weight), output.numel() / (output.shape[0] * weight.shape[0]))
+            outputs = output.shape[0] * weight.shape[0]
+            self._positions.setdefault(id(weight), output.numel() / max(outputs, 1))
 
 
 def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:
     """The weights that count for the sparsity, by layer.
 
-    Those that bSQH regularises, or, with any other optimizer or none, all parameters with two or
-    more dimensions, under the name of the module that owns them.
+    Those that bSQH regularises, or, with any other optimizer or none, those that it would regularise by default, under
+    the name of the module that owns them.
     """
     if trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):
         return trainer.optimizers[0].regularized_weights()
@@ -60,11 +63,13 @@ def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str,
 
 
 def all_weights(module: nn.Module) -> dict[str, list[Tensor]]:
-    """All parameters with two or more dimensions, by the name of the module that owns them."""
+    """All that multiplies features with features, frozen or not, by the name of the module that owns it."""
     layers: dict[str, list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.dim() >= 2:
-            layers.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
+    seen: set[int] = set()
+    for found in tensors_of(module):
+        if found.role.is_weight and id(found.tensor) not in seen:
+            seen.add(id(found.tensor))
+            layers.setdefault(found.path or found.short, []).append(found.tensor)
     return layers
 
 
@@ -82,7 +87,8 @@ def sparsity_values(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     """The values that :class:`SparsityMonitor` logs, by their keys."""
     counts = count_zeros(layers)
     zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
-    values = {f"sparsity/{name}": layer_zeros / size for name, (layer_zeros, size) in counts.items()}
+    keys = layer_keys("sparsity", counts)
+    values = {keys[name]: layer_zeros / max(size, 1) for name, (layer_zeros, size) in counts.items()}
     return {"sparsity/total": zeros / total if total else 0.0, "nonzero/total": float(total - zeros), **values}
 
 

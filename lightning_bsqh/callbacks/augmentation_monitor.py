@@ -29,7 +29,7 @@ class AugmentationMonitor(L.Callback):
         prog_bar: Whether the progress bar shows ε.
 
     Attributes:
-        accepted_trials: Number of trials accepted since the start of the training.
+        accepted_trials: Number of trials accepted since the start of the training, resumed or not.
         rejected_trials: Number of trials rejected.
 
     Raises:
@@ -43,10 +43,14 @@ class AugmentationMonitor(L.Callback):
         self.accepted_trials = 0
         self.rejected_trials = 0
         self._counted: StepReport | None = None
+        self._is_resumed = False
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         bsqh_optimizer(trainer, type(self).__name__)
+        if not self._is_resumed:
+            self.accepted_trials = self.rejected_trials = 0
+        self._is_resumed, self._counted = False, None
 
     @override
     def on_train_batch_end(
@@ -80,6 +84,12 @@ class AugmentationMonitor(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accepted_trials = state_dict["accepted_trials"]
         self.rejected_trials = state_dict["rejected_trials"]
+        self._is_resumed = True
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # What was loaded for a validation, or for a search of a batch size, is not what the next fit goes on from.
+        self._is_resumed = False
 
     def _values(self, report: StepReport, optimizer: BSQHOptimizer) -> dict[str, float]:
         return {

@@ -53,6 +53,10 @@ class BSQHMonitor(L.Callback):
         self.sparsity.on_train_end(*args)
 
     @override
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        self.augmentation.teardown(*args, **kwargs)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return self.augmentation.state_dict()
 

@@ -10,7 +10,7 @@ import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
-from lightning_bsqh.callbacks._logging import is_due, show, write
+from lightning_bsqh.callbacks._logging import is_due, layer_keys, show, write
 from lightning_bsqh.callbacks._training import bsqh_optimizer
 from lightning_bsqh.method.report import LayerReport
 
@@ -58,7 +58,7 @@ class HamiltonianMonitor(L.Callback):
         layers = optimizer.last_layers
         if optimizer.record_layers and layers is not None:
             values = hamiltonian_values(layers)
-            show(pl_module, {key: value for key, value in values.items() if key.endswith("/total")}, in_bar=None)
+            show(pl_module, {key: values[key] for key in ("hamiltonian/total", "pmp_residual/total")}, in_bar=None)
             write(trainer, values)
             # In full-batch mode the batches until the next iteration find the same report.
             optimizer.last_layers = None
@@ -71,8 +71,9 @@ def hamiltonian_values(layers: Mapping[str, LayerReport]) -> dict[str, float]:
         "hamiltonian/total": math.fsum(layer.hamiltonian for layer in layers.values()),
         "pmp_residual/total": math.fsum(layer.residual for layer in layers.values()),
     }
+    hamiltonian, residual = layer_keys("hamiltonian", layers), layer_keys("pmp_residual", layers)
     for name, layer in layers.items():
-        values[f"hamiltonian/{name}"] = layer.hamiltonian
-        values[f"pmp_residual/{name}"] = layer.residual
+        values[hamiltonian[name]] = layer.hamiltonian
+        values[residual[name]] = layer.residual
         values[f"augmented_hamiltonian/gain/{name}"] = layer.gain
     return values

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due
+from lightning_bsqh.callbacks._target import is_at_target
 from lightning_bsqh.callbacks._weights import (
     all_weights,
     count_zero_groups,
@@ -51,11 +52,12 @@ class PictureMonitor(L.Callback):
 
     At the end ``pictures/layers``, a table of the layers. In the run's summary ``best/<key>``, the largest value of
     every metric with "acc" in its key that a validation has logged, and ``best/<key>_sparsity``, the sparsity that the
-    network had then: while a ramp rises, the best accuracy may be that of a network that is not sparse yet. At
+    network had then. Only validations of a network that is as sparse as the regularizer (or MagnitudePruning) demands
+    in the end count: while a ramp rises, the best accuracy is often that of a network that is not sparse yet. At
     the end ``final/sparsity`` and ``final/nonzero``.
 
-    The weights are those that are regularised; with another optimizer than bSQH's, or if none is regularised, all
-    parameters with two or more dimensions. Where the Trainer has no WandbLogger, one warning says so and nothing is
+    The weights are those that are regularised; with another optimizer than bSQH's, or if none is regularised, those
+    that bSQH would regularise by default. Where the Trainer has no WandbLogger, one warning says so and nothing is
     drawn. W&B's offline runs get everything, too.
 
     Args:
@@ -76,11 +78,15 @@ class PictureMonitor(L.Callback):
         self._before: dict[str, Tensor] = {}
         # Best value and the sparsity then, by the metric's key.
         self._best: dict[str, tuple[float, float]] = {}
+        self._is_resumed = False
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         self._drawn = None
+        if not self._is_resumed:
+            self._best = {}
+        self._is_resumed = False
         if not self._loggers:
             others = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             rank_zero_warn(
@@ -100,7 +106,7 @@ class PictureMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if is_due(self.every_n_steps, trainer, trainer.global_step):
+        if is_due(self.every_n_steps, trainer, trainer.global_step) and self._drawn != trainer.global_step:
             self._draw(trainer, pl_module)
 
     @override
@@ -109,7 +115,7 @@ class PictureMonitor(L.Callback):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._loggers or trainer.sanity_checking:
+        if not self._loggers or trainer.sanity_checking or not is_at_target(trainer):
             return
         metrics = trainer.callback_metrics
         # What this validation has not logged is still the same object.
@@ -145,6 +151,7 @@ class PictureMonitor(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A validation or test after the training is none of its.
         self._loggers = []
+        self._is_resumed = False
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +160,7 @@ class PictureMonitor(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = {key: (value, sparsity) for key, (value, sparsity) in state_dict["best"].items()}
+        self._is_resumed = True
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._loggers or not trainer.is_global_zero:

@@ -6,22 +6,23 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.callbacks._weights import count_zeros, layer_weights
-from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.callbacks._target import is_as_sparse_as, is_at_target
 
 
 class SparseCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that passes over a network that is not yet as sparse as it shall be.
 
     While the sparsity rises, networks are denser than the target and usually better than it allows, so
-    the best of all checkpoints would not be the one wanted.
+    the best of all checkpoints would not be the one wanted. That holds for whatever it saves: the best ones, the last
+    one and those after an exception. If it has saved nothing at all by the end, a warning says so.
 
     Args:
         sparsity: Share of exact zeros that a checkpoint must have, in [0, 1]. None takes the target
-            of the regularizer (its constraint in its last form), or 0 where that has none.
+            of the regularizer (its constraint in its last form) or of a MagnitudePruning, or 0 where there is none.
         **options: The arguments of ModelCheckpoint.
 
     Raises:
@@ -48,15 +49,23 @@ class SparseCheckpoint(ModelCheckpoint):
         if self.is_sparse_enough(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.is_sparse_enough(trainer, pl_module):
+            super().on_train_end(trainer, pl_module)
+        elif not self.best_model_path and not self.last_model_path:
+            demand = "its target" if self.sparsity is None else f"sparsity={self.sparsity:g}"
+            rank_zero_warn(
+                f"SparseCheckpoint has saved nothing: whenever it was asked to, the network was denser than {demand}."
+            )
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.is_sparse_enough(trainer, pl_module):
+            super().on_exception(trainer, pl_module, exception)
+
     def is_sparse_enough(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
         """Whether the network may be saved now."""
         if self.sparsity is None:
-            if not (trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer)):
-                return True
-            optimizer = trainer.optimizers[0]
-            weights = [w for layer in optimizer.regularized_weights().values() for w in layer]
-            return bool(optimizer.regularizer.admits(weights))
-        counts = count_zeros(layer_weights(trainer, pl_module))
-        zeros, total = (sum(column) for column in zip(*counts.values(), strict=True)) if counts else (0, 0)
-        # Counted as Cardinality counts, to the weight.
-        return zeros >= round(self.sparsity * total)
+            return is_at_target(trainer)
+        return is_as_sparse_as(self.sparsity, trainer, pl_module)

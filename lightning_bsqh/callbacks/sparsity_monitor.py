@@ -21,9 +21,9 @@ class SparsityMonitor(L.Callback):
     A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
     is the number of the others. ``support/entered`` and ``support/left`` count the weights that have become non-zero
     and zero since the last reading. ``multiply_adds/share`` is the share of the multiplications and additions of
-    linear and convolutional layers that are left if zeros are skipped. With another optimizer than bSQH's, all
-    parameters with two or more dimensions count. The last step of each epoch is measured, too, for other callbacks;
-    loggers also get the outcome.
+    linear and convolutional layers that are left if zeros are skipped. With another optimizer than bSQH's, the
+    weights count that bSQH would regularise by default. The last step of each epoch is measured, too, for other
+    callbacks; loggers also get the outcome.
 
     Args:
         every_n_steps: Measure every so many batches, at least 1. None follows the Trainer's ``log_every_n_steps``.
@@ -42,6 +42,7 @@ class SparsityMonitor(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._written = None
         self._positions = OutputPositions(pl_module)
         self._support = _supports(layer_weights(trainer, pl_module))
 
@@ -50,7 +51,8 @@ class SparsityMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_end = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        due = is_due(self.every_n_steps, trainer, trainer.global_step)
+        # An optimizer that accumulates leaves a step as it is for several batches.
+        due = is_due(self.every_n_steps, trainer, trainer.global_step) and self._written != trainer.global_step
         if due or at_end:
             values = self._measure(trainer, pl_module, new_support=due)
             show(pl_module, values, in_bar="sparsity/total" if self.prog_bar else None)

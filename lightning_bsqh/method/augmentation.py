@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_bsqh._validation import number
+from lightning_bsqh._validation import flag, number
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Augmentation(ABC):
     ) -> None:
         self.epsilon_min = number("epsilon_min", epsilon_min, low=0.0, open_low=True)
         self.epsilon_max = number("epsilon_max", epsilon_max, low=self.epsilon_min)
-        self.schedule = CosineRaise() if schedule else None
+        self.schedule = CosineRaise() if flag("schedule", schedule) else None
         self._epsilon: float | None = None
         if epsilon is not None:
             self.start(epsilon)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh._validation import choice
 from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
 
@@ -194,6 +195,4 @@ def make_metric(name: str) -> Metric:
         ValueError: If there is none.
     """
     metrics: dict[str, type[Metric]] = {"euclidean": Euclidean, "rms": RMS}
-    if not isinstance(name, str) or name not in metrics:
-        raise ValueError(f"metric must be one of {sorted(metrics)}, got {name!r}.")
-    return metrics[name]()
+    return metrics[choice("metric", name, sorted(metrics))]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -9,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_bsqh._validation import names, shown
 from lightning_bsqh.network.affine import is_affine_module
+from lightning_bsqh.network.roles import Role, role_of, tensors_of
 
 #: Which modules are the layers: ``"leaf"``, name patterns, or a predicate of name and module.
 LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -21,8 +24,11 @@ class Layer:
 
     Attributes:
         name: Path of the module in the network, such as ``"features.0"``.
-        parameters: The trainable tensors by their full name, such as ``"features.0.weight"``.
-        regularized: Full names of those on which R acts.
+        parameters: The tensors by their full name, such as ``"features.0.weight"``; frozen ones, too, as they may be
+            unfrozen later.
+        regularized: Full names of those on which R acts, as far as they are trained.
+        roles: What each tensor is, and why R acts on it by default or not.
+        waiting: Full names of those that are not trained, because the user's optimizer has not been given them.
         modules: The modules whose calls are the layer: usually one; all that share its parameters if some are
             tied; none if the network is not known.
         chosen: Whether the user named the module as a layer.
@@ -31,8 +37,15 @@ class Layer:
     name: str
     parameters: dict[str, Tensor] = field(default_factory=dict)
     regularized: set[str] = field(default_factory=set)
+    roles: dict[str, Role] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
     modules: list[nn.Module] = field(default_factory=list)
     chosen: bool = False
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors that are trained at present: given to the optimizer, and not frozen."""
+        return {n: p for n, p in self.parameters.items() if n not in self.waiting and p.requires_grad}
 
     @property
     def is_affine(self) -> bool:
@@ -51,10 +64,11 @@ class Layer:
 def find_layers(
     params: nn.Module | Iterable[Any], regularize: Sequence[str] | None = None, layers: LayerChoice = "leaf"
 ) -> list[Layer]:
-    """Groups trainable parameters into layers, in the order in which the network defines them.
+    """Groups parameters into layers, in the order in which the network defines them.
 
-    A parameter that several modules share belongs to the first of them. By default R acts on
-    tensors with two or more dimensions that are neither biases nor part of a normalisation (method §1).
+    A parameter that several modules share belongs to the first of them. Frozen parameters are listed with the others.
+    By default R acts on what multiplies features with features and on nothing else (method §1), see
+    :func:`~lightning_bsqh.network.roles.role_of`.
 
     Args:
         params: A module; or layers found before; or pairs (name, tensor) as ``named_parameters()`` gives them;
@@ -77,34 +91,54 @@ def find_layers(
         found = _from_module(params, _chosen_modules(params, layers))
     else:
         if not (isinstance(layers, str) and layers == "leaf"):
-            raise ValueError(f"layers={layers!r} needs the network: give the module itself instead of its parameters.")
-        entries = list(params)
+            raise ValueError(
+                f"layers={shown(layers)} needs the network: give the module itself instead of its parameters."
+            )
+        entries = _entries(params)
         found = entries if entries and all(isinstance(e, Layer) for e in entries) else _from_iterable(entries)
     found = [layer for layer in found if layer.parameters]
-    if not found:
+    if not any(p.requires_grad for layer in found for p in layer.parameters.values()):
         raise ValueError(
             "params holds no trainable parameter (none has requires_grad=True): there is nothing to train."
         )
     for layer in found:
         for name, parameter in layer.parameters.items():
-            if not parameter.is_floating_point():
-                raise TypeError(f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained.")
+            _check_dtype(name, parameter)
     if regularize is not None:
         _select(found, regularize)
     return found
 
 
-def _is_weight(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() >= 2 and name.rpartition(".")[2] != "bias"
+def _entries(params: Any) -> list[Any]:
+    """What ``params`` holds; a tensor by itself is one entry."""
+    if isinstance(params, Tensor):
+        return [params]
+    if isinstance(params, (str, Mapping)) or not isinstance(params, Iterable):
+        raise TypeError(
+            "params must be the network itself, or an iterable of tensors, of pairs (name, tensor) or of dicts with"
+            f" params and name, got {shown(params)}."
+        )
+    return list(params)
+
+
+def _check_dtype(name: str, parameter: Tensor) -> None:
+    if not parameter.is_floating_point():
+        raise TypeError(
+            f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and"
+            " imaginary part as two real parameters (torch.view_as_real, and torch.complex where they are used), or"
+            " freeze it with requires_grad_(False)."
+        )
 
 
 def check_layers(choice: LayerChoice) -> None:
     """Raises TypeError unless ``choice`` is something that :func:`find_layers` takes as ``layers``."""
-    if (isinstance(choice, str) and choice == "leaf") or callable(choice):
+    if choice == "leaf" if isinstance(choice, str) else callable(choice) and not isinstance(choice, nn.Module):
         return
-    if isinstance(choice, str) or not choice or not all(isinstance(p, str) and p for p in choice):
+    patterns: Any = choice
+    is_list = isinstance(patterns, Sequence) and not isinstance(patterns, (str, bytes))
+    if not is_list or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise TypeError(
-            f'layers must be "leaf", a list of name patterns such as ["block*"], or a predicate, got {choice!r}.'
+            f'layers must be "leaf", a list of name patterns such as ["block*"], or a predicate, got {shown(choice)}.'
         )
 
 
@@ -114,7 +148,7 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
     if isinstance(choice, str):
         return {}
     if callable(choice):
-        chosen = _outermost({path: m for path, m in network.named_modules() if choice(path, m)})
+        chosen = _outermost({path: m for path, m in network.named_modules() if _holds(choice, path, m)})
         if not chosen:
             raise ValueError("layers: the predicate holds for no module of the network.")
         return chosen
@@ -123,8 +157,8 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
     for pattern in choice:
         matches = _outermost({path: m for path, m in network.named_modules() if path and fnmatchcase(path, pattern)})
         if not matches:
-            names = ", ".join(path for path, _ in network.named_modules() if path)
-            raise ValueError(f"layers: the pattern {pattern!r} matches no module; there are: {names}.")
+            paths = ", ".join(path for path, _ in network.named_modules() if path)
+            raise ValueError(f"layers: the pattern {pattern!r} matches no module; there are: {paths}.")
         for path, module in matches.items():
             for short, _ in module.named_parameters(path):
                 if claimed.setdefault(short, pattern) != pattern:
@@ -134,6 +168,16 @@ def _chosen_modules(network: nn.Module, choice: LayerChoice) -> dict[str, nn.Mod
                     )
         chosen |= matches
     return chosen
+
+
+def _holds(predicate: Callable[[str, nn.Module], bool], path: str, module: nn.Module) -> bool:
+    try:
+        inspect.signature(predicate).bind(path, module)
+    except TypeError as error:
+        raise TypeError(f"layers: the predicate must take a name and a module: {error}.") from None
+    except ValueError:  # Something built in, whose arguments cannot be told.
+        pass
+    return bool(predicate(path, module))
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -153,26 +197,27 @@ def _from_module(network: nn.Module, chosen: Mapping[str, nn.Module]) -> list[La
     layers: dict[str, Layer] = {}
     owners: dict[int, Layer] = {}
     # Shared modules and parameters are met under each of their names, and belong to the first.
-    for path, child in network.named_modules(remove_duplicate=False):
-        root = next((c for c in chosen if path == c or not c or path.startswith(c + ".")), None)
-        name = path if root is None else root
+    for found in tensors_of(network):
+        if not found.tensor.requires_grad and not found.tensor.is_floating_point():
+            # Frozen integers, as quantization leaves them, are never trained.
+            continue
+        root = next((c for c in chosen if found.path == c or not c or found.path.startswith(c + ".")), None)
+        name = found.path if root is None else root
         layer = layers.setdefault(name, Layer(name or type(network).__name__, chosen=root is not None))
-        module = child if root is None else chosen[root]
-        # Layers such as LayerNorm over several axes have weights of two dimensions and more; BatchNorm's have one.
-        is_normalisation = isinstance(child, (nn.LayerNorm, nn.RMSNorm)) or type(child).__name__.endswith("Norm")
-        for short, parameter in child.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            owner = owners.setdefault(id(parameter), layer)
-            if all(module is not other for other in owner.modules):
-                owner.modules.append(module)
-            if owner is not layer or any(parameter is other for other in layer.parameters.values()):
-                continue
-            full = f"{path}.{short}" if path else short
-            layer.parameters[full] = parameter
-            if _is_weight(full, parameter) and not is_normalisation:
-                layer.regularized.add(full)
+        module = found.module if root is None else chosen[root]
+        owner = owners.setdefault(id(found.tensor), layer)
+        if all(module is not other for other in owner.modules):
+            owner.modules.append(module)
+        if owner is layer and all(found.tensor is not other for other in layer.parameters.values()):
+            _add(layer, found.name, found.tensor, found.role)
     return list(layers.values())
+
+
+def _add(layer: Layer, name: str, tensor: Tensor, role: Role) -> None:
+    layer.parameters[name] = tensor
+    layer.roles[name] = role
+    if role.is_weight:
+        layer.regularized.add(name)
 
 
 def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
@@ -182,19 +227,21 @@ def _from_iterable(entries: Sequence[Any]) -> list[Layer]:
     def add(layer_name: str, name: str, parameter: Any) -> None:
         if not isinstance(parameter, Tensor):
             raise TypeError(f"params must hold tensors, got {type(parameter).__name__}.")
-        if not parameter.requires_grad:
+        if not parameter.is_leaf:
+            raise ValueError(f"params: {name} is computed from other tensors; give the leaves, such as nn.Parameter.")
+        if not parameter.requires_grad and not parameter.is_floating_point():
             return
         if id(parameter) in seen:
             raise ValueError(f"params holds the tensor {name!r} twice.")
         seen.add(id(parameter))
         layer = layers.setdefault(layer_name, Layer(layer_name))
-        layer.parameters[name] = parameter
-        if _is_weight(name, parameter):
-            layer.regularized.add(name)
+        _add(layer, name, parameter, role_of(name, parameter))
 
     for index, entry in enumerate(entries):
         if isinstance(entry, Mapping):
             layer_name = str(entry.get("name", f"layer{index}"))
+            if "params" not in entry:
+                raise ValueError(f"params[{index}] is a group without an entry 'params'; it has {shown(list(entry))}.")
             members = entry["params"]
             for j, member in enumerate([members] if isinstance(members, Tensor) else list(members)):
                 short, tensor = member if isinstance(member, tuple) else (str(j), member)
@@ -239,9 +286,7 @@ def claim(layers: Sequence[Layer], patterns: Sequence[str]) -> dict[str, str]:
 
 
 def _select(layers: Sequence[Layer], patterns: Sequence[str]) -> None:
-    if isinstance(patterns, str) or not all(isinstance(p, str) and p.strip("!") for p in patterns):
-        raise ValueError(f'regularize must be a list of name patterns such as ["conv*", "!fc3"], got {patterns!r}.')
-    chosen = _chosen(layers, patterns, "regularize")
+    chosen = _chosen(layers, names("regularize", patterns, '["conv*", "!fc3"]'), "regularize")
     for layer in layers:
         layer.regularized = chosen & layer.parameters.keys()
 
@@ -260,7 +305,7 @@ def _chosen(layers: Sequence[Layer], patterns: Sequence[str], option: str) -> se
             n for layer in layers for n in layer.parameters if n == bare or (not selected and fnmatchcase(n, bare))
         }
         if not matched and not selected:
-            names = ", ".join(layer.name for layer in layers)
-            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {names}.")
+            there = ", ".join(layer.name for layer in layers)
+            raise ValueError(f"{option}: the pattern {pattern!r} matches no layer and no parameter; layers: {there}.")
         chosen = chosen - matched if takes_out else chosen | matched
     return chosen

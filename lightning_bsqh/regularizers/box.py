@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import number
+from lightning_bsqh._validation import number, shown
 from lightning_bsqh.foreach import added, both, clamp_, joined, scalars
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of, ends
@@ -43,12 +43,14 @@ class Box(Regularizer):
         self.low = -math.inf if low is None else number("low", low, low=-math.inf, open_low=True)
         self.high = math.inf if high is None else number("high", high, low=self.low, open_low=True)
         if regularizer is not None and not isinstance(regularizer, Regularizer):
-            raise TypeError(f"regularizer must be a Regularizer such as L0(rho=1e-5) or None, got {regularizer!r}.")
+            raise TypeError(
+                f"regularizer must be a Regularizer such as L0(rho=1e-5) or None, got {shown(regularizer)}."
+            )
         if regularizer is not None:
             regularizer.check_box(self.low, self.high)
             if type(regularizer).prox_in_box_ is Regularizer.prox_in_box_:
                 raise TypeError(
-                    f"regularizer={regularizer!r} accepts a box in check_box but has no prox_in_box_: give it that"
+                    f"regularizer={shown(regularizer)} accepts a box in check_box but has no prox_in_box_: give it that"
                     " method, or leave check_box out."
                 )
         self.regularizer = regularizer

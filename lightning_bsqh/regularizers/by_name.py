@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh._validation import shown
 from lightning_bsqh.foreach import both
 from lightning_bsqh.network.layers import Layer, claim
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
@@ -146,17 +147,21 @@ def check_option(regularizer: object, regularize: Sequence[str] | None = None) -
     if not isinstance(regularizer, Mapping):
         raise TypeError(
             f"regularizer must be a Regularizer such as L0(rho=1e-5), or a dict of them by name patterns such as"
-            f' {{"conv*": L0(rho=1e-5)}}, got {regularizer!r}.'
+            f' {{"conv*": L0(rho=1e-5)}}, got {shown(regularizer)}.'
         )
     if not regularizer:
         raise ValueError("regularizer is an empty dict: name at least one pattern, or pass L0(rho=0.0) for none.")
     for pattern, value in regularizer.items():
         if not isinstance(pattern, str) or not pattern.strip("!"):
-            raise ValueError(f'regularizer: a pattern must be a name such as "conv*" or "fc3.bias", got {pattern!r}.')
+            raise ValueError(
+                f'regularizer: a pattern must be a name such as "conv*" or "fc3.bias", got {shown(pattern)}.'
+            )
         if not isinstance(value, Regularizer):
-            raise TypeError(f"regularizer[{pattern!r}] must be a Regularizer such as L0(rho=1e-5), got {value!r}.")
+            raise TypeError(
+                f"regularizer[{shown(pattern)}] must be a Regularizer such as L0(rho=1e-5), got {shown(value)}."
+            )
     if regularize is not None:
         raise ValueError(
-            f"regularize={regularize!r} cannot be used together with regularizers by name patterns, which say"
+            f"regularize={shown(regularize)} cannot be used together with regularizers by name patterns, which say"
             " themselves what they act on: leave regularize out, and out of the patterns what is to stay free."
         )

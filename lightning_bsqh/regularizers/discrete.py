@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import number
+from lightning_bsqh._validation import number, shown
 from lightning_bsqh.foreach import copy_, elementwise_, flat, joined, multiply_each_, scalars, unflat
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of
@@ -45,9 +45,9 @@ class Discrete(TighteningConstraint):
         self, levels: Sequence[float], ramp: tuple[float, float] = (0.05, 0.7), interval: int | None = None
     ) -> None:
         if isinstance(levels, str) or not isinstance(levels, Sequence):
-            raise TypeError(f"levels must be a sequence of numbers such as (-0.1, 0.0, 0.1), got {levels!r}.")
+            raise TypeError(f"levels must be a sequence of numbers such as (-0.1, 0.0, 0.1), got {shown(levels)}.")
         if not levels:
-            raise ValueError(f"levels must hold at least one number in (-inf, inf), got {levels!r}.")
+            raise ValueError(f"levels must hold at least one number in (-inf, inf), got {shown(levels)}.")
         self.levels = _sorted(levels)
         super().__init__(ramp, interval)
 

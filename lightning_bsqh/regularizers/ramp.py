@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_bsqh._validation import integer, number
+from lightning_bsqh._validation import integer, number, shown
 
 
 class Ramp:
@@ -22,7 +22,7 @@ class Ramp:
 
     def __init__(self, ends: tuple[float, float], interval: int | None = None) -> None:
         if not isinstance(ends, Sequence) or len(ends) != 2:
-            raise ValueError(f"ramp must be a pair (start, end) of shares of the training, got {ends!r}.")
+            raise ValueError(f"ramp must be a pair (start, end) of shares of the training, got {shown(ends)}.")
         start = number("ramp[0]", ends[0], low=0.0, high=1.0)
         self.ends = (start, number("ramp[1]", ends[1], low=start, high=1.0))
         self.interval = None if interval is None else integer("interval", interval, low=1)

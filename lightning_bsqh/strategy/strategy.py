@@ -273,8 +273,7 @@ class BSQHStrategy(SingleDeviceStrategy):
             # A module that hands only part of its parameters to its optimizer wants only these trained.
             wanted = {id(p) for group in given[0].param_groups for p in group["params"]}
             for layer in layers:
-                layer.parameters = {name: p for name, p in layer.parameters.items() if id(p) in wanted}
-                layer.regularized &= layer.parameters.keys()
+                layer.waiting = {name for name, p in layer.parameters.items() if id(p) not in wanted}
         return BSQHOptimizer(layers, **self._options.for_found_layers())
 
     @override

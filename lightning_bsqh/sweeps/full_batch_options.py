@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_bsqh._validation import choice, integer, number
+from lightning_bsqh._validation import choice, flag, integer, number, shown
 from lightning_bsqh.network.tree import first_dimension
 
 
@@ -63,15 +63,20 @@ def make_full_batch(
     if max_iterations is not None:
         integer("max_iterations", max_iterations, low=1)
     if count_samples is not None and not callable(count_samples):
-        raise TypeError(f"count_samples must be a function of the batch, got {count_samples!r}.")
-    if not isinstance(reuse, bool):
-        raise TypeError(f"reuse must be True or False, got {reuse!r}.")
+        raise TypeError(f"count_samples must be a function of the batch, got {shown(count_samples)}.")
+    flag("reuse", reuse)
     if batch_mode == "full":
         return FullBatch(kappa, max_iterations, count_samples or number_of_rows, reuse)
-    for name, value in (("max_iterations", max_iterations), ("count_samples", count_samples)):
-        if value is not None:
+    given = {
+        "kappa": kappa != 1e-9,
+        "max_iterations": max_iterations is not None,
+        "count_samples": count_samples is not None,
+        "reuse": not reuse,
+    }
+    for name, value in zip(given, (kappa, max_iterations, count_samples, reuse), strict=True):
+        if given[name]:
             raise ValueError(
-                f"{name}={value!r} is for batch_mode='full', where an iteration is one pass over the data;"
+                f"{name}={shown(value)} is for batch_mode='full', where an iteration is one pass over the data;"
                 " leave it out, or choose that mode."
             )
     return None

@@ -83,13 +83,22 @@ def test_recurrent_layers_and_attention() -> None:
     assert regularized(nn.MultiheadAttention(4, 2)) == {"in_proj_weight", "out_proj.weight"}
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_listed_and_not_trained() -> None:
     net = Net()
     net.conv1.requires_grad_(False)
     net.fc3.weight.requires_grad_(False)
     layers = {layer.name: layer for layer in find_layers(net)}
-    assert "conv1" not in layers
-    assert list(layers["fc3"].parameters) == ["fc3.bias"]
+    assert list(layers["conv1"].parameters) == ["conv1.weight", "conv1.bias"]
+    assert layers["conv1"].trained == {}
+    assert list(layers["fc3"].trained) == ["fc3.bias"]
+    net.conv1.requires_grad_(True)
+    assert list(layers["conv1"].trained) == ["conv1.weight", "conv1.bias"]
+
+
+def test_frozen_integers_are_left_out() -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].register_parameter("codes", nn.Parameter(torch.ones(2, 2, dtype=torch.uint8), requires_grad=False))
+    assert list(find_layers(net)[0].parameters) == ["0.weight", "0.bias"]
 
 
 def test_shared_parameters_belong_to_the_first() -> None:
