@@ -120,10 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="lightning-bsqh",
         description=_DESCRIPTION,
         epilog="lightning-bsqh COMMAND --help tells the options of a command.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=20),
+        usage="lightning-bsqh [-h] [--version] COMMAND ...",
     )
     parser.add_argument("--version", action="version", version=f"lightning-bsqh {_version()}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND ...", required=True)
     for name in _names():
         commands.add_parser(name, help=_LIGHTNING.get(name) or _COMMANDS[name].help)
     return parser

@@ -63,7 +63,7 @@ def epoch_axis(runs: Sequence[Run], last_step: int) -> dict[str, Any] | None:
     if not shown:
         return None
     return {
-        "title": {"text": "epochs done"},
+        "title": {"text": "epochs done", "standoff": 4},
         "overlaying": "x",
         "side": "top",
         "matches": "x",

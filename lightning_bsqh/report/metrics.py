@@ -82,7 +82,7 @@ def rejections(metrics: Mapping[str, Series]) -> dict[int, int]:
     return {step: count for step, count in counts.items() if count > 0}
 
 
-def settled(series: Series, tolerance: float = 1e-4) -> int | None:
+def settled(series: Series, tolerance: float = 1e-5) -> int | None:
     """The step from which the values stay as the last one is; None if they settle at the last two readings or never."""
     steps, values = finite(series)
     if len(values) < 3 or values[-1] <= 0.0:

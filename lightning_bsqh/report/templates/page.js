@@ -33,7 +33,7 @@ function draw() {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       // Room above for the buttons, so that they cover no curve.
-      margin: { l: 55, r: 12, t: chart.layout.xaxis2 ? 62 : narrow ? 12 : 28, b: 40 },
+      margin: { l: 55, r: 12, t: chart.layout.xaxis2 ? 48 : narrow ? 12 : 28, b: 40 },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: faint, activecolor: text },
       legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" },
       hoverlabel: { bgcolor: card, bordercolor: rule, font: { color: text, size: 13 }, namelength: -1 },
