@@ -273,6 +273,26 @@ class RampOfRows(Ramp):
 
 
 @dataclass
+class RampWithL2(Ramp):
+    """The same and ρ‖u‖²: what is kept is shrunk, and chosen by how much that is better than zero."""
+
+    rho: float = 0.0
+
+    def value(self, w):
+        return self.rho * sum((wi**2).sum() for wi in w)
+
+    def prox(self, z, d, epsilon, step):
+        shrunk = l2(z, d, epsilon, self.rho)
+        gains = []
+        for zi, di, si in zip(z, d, shrunk, strict=True):
+            kept = epsilon * di * (si - zi) ** 2 + self.rho * si**2
+            gains.append(np.sqrt(np.maximum(epsilon * di * zi**2 - kept, 0.0)))
+        places = self.places([zi.size for zi in z], step)
+        chosen = largest(gains, [np.ones_like(zi) for zi in z], places, minimum=self.minimum)
+        return [np.where(ci != 0, si, 0.0) for ci, si in zip(chosen, shrunk, strict=True)]
+
+
+@dataclass
 class ByName:
     """Several regularisers; `parts` are pairs (regulariser, positions of its tensors among those handed over)."""
 
