@@ -208,6 +208,11 @@ def at_least(values: Tensor, bounds: Sequence[float]) -> Tensor:
     return torch.stack(torch._foreach_clamp_min(values.unbind(), list(bounds))) if bounds else values
 
 
+def norms(tensors: Sequence[Tensor], order: float) -> Tensor:
+    """The norm of each tensor, shape ``[number of tensors]``; of order 0 the number of elements that are not zero."""
+    return torch.stack(torch._foreach_norm(list(tensors), order)) if tensors else torch.zeros(0)
+
+
 def no_larger(values: Tensor, bounds: Sequence[float]) -> Tensor:
     """Whether each of a vector from :func:`scalars` is at most its bound, a boolean scalar."""
     if not bounds:

@@ -21,6 +21,7 @@ from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
 from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
 from lightning_bsqh.network.roles import role_of
+from lightning_bsqh.optimizer_state import FORMAT, check_state
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
@@ -126,6 +127,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._names: list[list[str]] = []
         self._regularized: set[str] = set()
         self._layers = find_layers(params, regularize, layers)
+        _refuse_half_precision(self._layers)
         self.regularizer = self._first_regularizer(options)
         self._metric = make_metric(metric)
         self._stepper = Stepper(self._layers, self._metric, sweep, Reduction())
@@ -277,12 +279,22 @@ class BSQHOptimizer(torch.optim.Optimizer):
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         known = {group["name"] for group in self.param_groups}
+        param_group = self._without_known(param_group)
+        if not param_group["params"]:
+            # They have been listed from the start, and are trained as soon as they require gradients.
+            return
         param_group.setdefault("name", f"layer{len(known)}")
         while param_group["name"] in known:
             # Callbacks that report by group need every name once.
             param_group["name"] += "'"
         super().add_param_group(param_group)
         self._names.append(self._names_of(self.param_groups[-1]))
+
+    def _without_known(self, group: dict[str, Any]) -> dict[str, Any]:
+        given = group["params"]
+        members = [given] if isinstance(given, Tensor) else list(given)
+        known = {id(p) for p in self._all()}
+        return {**group, "params": [m for m in members if id(m[1] if isinstance(m, tuple) else m) not in known]}
 
     def _names_of(self, group: dict[str, Any]) -> list[str]:
         """The full names of a group's parameters, known from the layers or made from that of the group."""
@@ -300,9 +312,18 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return names
 
     @override
+    def __getstate__(self) -> dict[str, Any]:
+        # Torch's own keeps groups and state only; hooks and sweeps belong to this object and not to a copy.
+        left_out = ("_optimizer_", "_zero_grad_", "_hook_", "_own", "step", "profile_hook")
+        return {name: value for name, value in vars(self).items() if not name.startswith(left_out)} | {"_own": None}
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["bsqh"] = {
+            "format": FORMAT,
+            "metric": self.options.metric,
+            "rule": type(self.augmentation).__name__,
             "step": self._step,
             "skipped": self.skipped,
             "accepted_tau": self._accepted_tau,
@@ -314,18 +335,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "bsqh" not in state_dict:
-            raise ValueError(
-                "state_dict is not that of a BSQHOptimizer (it has no entry 'bsqh'): load the model's weights only and"
-                " start the optimizer anew."
-            )
+        rule = check_state(state_dict, self.param_groups, self.options.metric, self.augmentation)
         own = state_dict["bsqh"]
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "bsqh"})
         self._stepper.forget()
         self._step = int(own["step"])
         self.skipped = int(own["skipped"])
         self._accepted_tau = float(own.get("accepted_tau", math.inf))
-        self.augmentation.load_state_dict(own["augmentation"])
+        self.augmentation = rule
         self._evaluated = self._step > 0
         if "demand" in own:
             self._demand.load_state_dict(own["demand"])
@@ -464,3 +481,14 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+
+def _refuse_half_precision(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        for name, parameter in layer.parameters.items():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                raise TypeError(
+                    f"params: {name} has dtype {parameter.dtype}, in which the change of a weight or of the loss over"
+                    " a step is rounded away: keep parameters in float32 and compute in half precision with"
+                    " torch.autocast (in Lightning precision='bf16-mixed')."
+                )

@@ -242,5 +242,6 @@ def test_what_no_gradient_reaches_comes_last_where_weights_compete() -> None:
     x, y = data()
     optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0)))
     optimizer.step(lambda: cross_entropy(network, x, y))
-    assert not network.unused.weight.any()
+    # But for the one that every tensor keeps.
+    assert torch.count_nonzero(network.unused.weight) <= 1
     assert optimizer.sparsity() == pytest.approx(0.9, abs=2e-3)

@@ -21,6 +21,7 @@ class Candidate:
         base_penalty: ρR(w).
         excess: What Σ_l⟨p, λ(x, û) − λ(x, w)⟩ exceeds the slope by, over the layers that are not affine and whose
             true K was evaluated.
+        proposed: ‖û − w‖²_D of the closed form, before û was moved back for the sake of the true K; 0 if it was not.
     """
 
     slope: Tensor | float
@@ -28,6 +29,7 @@ class Candidate:
     penalty: Tensor | float
     base_penalty: Tensor | float
     excess: float = 0.0
+    proposed: Tensor | float = 0.0
 
     def scalars(self) -> dict[str, Tensor | float]:
         """What has to be read, by name."""
@@ -37,6 +39,7 @@ class Candidate:
             "penalty": self.penalty,
             "base_penalty": self.base_penalty,
             "excess": self.excess,
+            "proposed": self.proposed,
         }
 
     @classmethod
@@ -46,7 +49,12 @@ class Candidate:
         Args:
             values: What has been read, by the names of :meth:`scalars`.
         """
-        return cls(*(values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess")))
+        return cls(*(values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess", "proposed")))
+
+    @property
+    def was_thrown_away(self) -> bool:
+        """Whether nothing is left of what the closed form proposed, so that a shorter step may be better."""
+        return float(self.tau) == 0.0 and float(self.proposed) > 0.0
 
     @property
     def penalty_change(self) -> float:

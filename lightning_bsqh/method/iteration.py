@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Iteration:
         checks: The layers that are not affine in their parameters and can be run alone.
         packs: The parameters side by side, with the regularised ones first; None makes them.
         unreached: Positions of the parameters that no gradient has reached yet.
+        apart: Whether R has to see the tensors apart, although it could do without.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Iteration:
         checks: Sequence[TrueHamiltonian] = (),
         packs: Sequence[Pack] | None = None,
         unreached: Sequence[int] = (),
+        apart: bool = False,
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
@@ -54,6 +57,8 @@ class Iteration:
         self._metric = metric
         self._regularizer = regularizer
         self._regularized = regularized
+        self._on_vector = None if apart or len(self.packs) != 1 or not regularized else self._joined_regularizer()
+        self._acting = regularizer if self._on_vector is None else self._on_vector
         self._start = self._base = [pack.values() for pack in self.packs]
         self._layer_base: Sequence[Tensor] = ()
         self._layer_metric: Sequence[MetricWeight] = ()
@@ -61,11 +66,12 @@ class Iteration:
         self._excess = 0.0
         self._unreached = unreached
         self._of_gradient: dict[str, Tensor | float] = {}
+        self._enough: Tensor | bool = True
         base = self._weights(self._base)
         #: ρR at the base point, a scalar.
-        self.penalty: Tensor | float = regularizer.penalty(base)
+        self.penalty: Tensor | float = self._acting.penalty(base)
         #: Whether the w of the start satisfies the constraint; it does not if that has just been tightened.
-        self.admitted: Tensor | bool = regularizer.admits(base)
+        self.admitted: Tensor | bool = self._acting.admits(base)
 
     @property
     def tightened(self) -> bool:
@@ -78,7 +84,14 @@ class Iteration:
         ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``peak`` the largest |G|; ``admitted`` whether w
         satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time.
         """
-        return {"admitted": self.admitted, **self._of_gradient}
+        return {"admitted": self.admitted, "enough": self._enough, **self._of_gradient}
+
+    def take_apart(self) -> None:
+        """From now on R sees the tensors apart, as what it made of the one vector leaves some of them too little."""
+        self._on_vector, self._acting = None, self._regularizer
+
+    def _joined_regularizer(self) -> Regularizer | None:
+        return self._regularizer.on_vector(self.packs[0].sizes[: len(self._regularized)])
 
     # ------------------------------------------------------------------ jacobi
 
@@ -90,11 +103,14 @@ class Iteration:
             self._look_at(gradients, directions)
         points = [torch.add(w, s, alpha=-0.5 / epsilon) for w, s in zip(self._base, directions, strict=True)]
         del directions
-        self._regularizer.prox_(self._weights(points), self._weights(metric), epsilon)
+        weights = self._weights(points)
+        self._acting.prox_(weights, self._weights(metric), epsilon)
+        self._enough = self._acting.leaves_enough(weights)
         self.put_(points)
         if not self._checks:
             return self._measure(points, gradients, metric)
-        return self._safeguarded_(gradients, metric, epsilon)
+        proposed = self._measure(points, gradients, metric).tau
+        return replace(self._safeguarded_(gradients, metric, epsilon), proposed=proposed)
 
     def _look_at(self, gradients: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
         lengths = [torch.dot(g, s) for g, s in zip(gradients, directions, strict=True)]
@@ -179,7 +195,7 @@ class Iteration:
             step = u - w
             slopes.append(torch.dot(g, step))
             taus.append(squared_length(step, d))
-        penalty = self._regularizer.penalty(self._weights(points))
+        penalty = self._acting.penalty(self._weights(points))
         return Candidate(-_total(slopes), _total(taus), penalty, self.penalty, excess)
 
     def terms(self, layers: Mapping[str, Sequence[int]], epsilon: float) -> dict[str, LayerTerms]:
@@ -221,9 +237,9 @@ class Iteration:
         """Moves the base point, and the parameters with it, to the nearest admissible point in the metric."""
         _, metric = self.linearisation()
         self._base = [w.clone() for w in self._start]
-        self._regularizer.project_(self._weights(self._base), self._weights(metric))
+        self._acting.project_(self._weights(self._base), self._weights(metric))
         self.restore_()
-        self.penalty = self._regularizer.penalty(self._weights(self._base))
+        self.penalty = self._acting.penalty(self._weights(self._base))
 
     # ------------------------------------------------------------------ vectors
 
@@ -245,7 +261,7 @@ class Iteration:
         """What R acts on, of vectors: one vector if R treats all tensors alike, or views of the tensors' shapes."""
         if not self._regularized:
             return []
-        if self._regularizer.is_flat and len(self.packs) == 1:
+        if self._on_vector is not None:
             vector = vectors[0]
             size = sum(self.packs[0].sizes[: len(self._regularized)])
             return [vector[:size] if isinstance(vector, Tensor) else vector]

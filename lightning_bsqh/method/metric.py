@@ -158,6 +158,10 @@ class RMS(Metric):
     def repack(self) -> None:
         self._means = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own from the states of its own parameters.
+        return {**vars(self), "_means": {}}
+
     @override
     def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> MetricWeight:
         if "mean_square" not in state:

@@ -127,10 +127,18 @@ class Safeguard:
             best_gain = -math.inf
         for share in SHARES:
             point = [self._between(proposal[i], base[i], share * share, pinned.get(i)) for i in check.positions]
+            # w itself may lie outside of bounds that have come later than it.
+            self._confine_(check.positions, point)
             value, its_excess = gain(point)
             if value >= best_gain:
                 best, best_gain, excess = point, value, its_excess
         return best, best_gain, excess
+
+    def _confine_(self, positions: Sequence[int], point: Sequence[Tensor]) -> None:
+        own = [place for place, i in enumerate(self._regularized) if i in positions]
+        if own:
+            weights = [point[list(positions).index(self._regularized[place])] for place in own]
+            self._regularizer.restricted_to(own).confine_(weights)
 
     @staticmethod
     def _between(proposal: Tensor, base: Tensor, share: float, pinned: Tensor | None) -> Tensor:

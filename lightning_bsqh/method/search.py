@@ -62,6 +62,8 @@ class Found:
         tightened: Whether w violated a constraint that had just been tightened.
         first_epsilon: ε of the first candidate.
         reached: Of the parameters that no gradient had reached before, by position, whether this one's has.
+        leaves_enough: Whether the last candidate leaves every tensor what it has to keep.
+        taken_apart: Whether R had to see the tensors apart for that.
     """
 
     loss: float = math.nan
@@ -74,6 +76,8 @@ class Found:
     tightened: bool = False
     first_epsilon: float = math.nan
     reached: dict[int, bool] = field(default_factory=dict)
+    leaves_enough: bool = True
+    taken_apart: bool = False
 
     @property
     def objective_before(self) -> float:
@@ -136,6 +140,11 @@ class Search:
         while not found.accepted and compared < self._options.max_trials:
             epsilon = min(max(self._own_epsilon(), self._least), self._augmentation.epsilon_max)
             change = self._attempt(found, epsilon, loss, resolution)
+            if not found.leaves_enough:
+                # Rare, and known only now: a tensor would be emptied, and R has to see the tensors apart.
+                self._iteration.take_apart()
+                found.taken_apart = True
+                change = self._attempt(found, epsilon, loss, resolution)
             raised = self._augmentation.epsilon_for(epsilon, self._length)
             if raised > epsilon:
                 # The batch's gradient is far longer than usual: this candidate is not even looked at.
@@ -171,6 +180,7 @@ class Search:
             }
         )
         found.candidate = Candidate.read_from(values)
+        found.leaves_enough = bool(values["enough"])
         self._length = values["length"]
         if first:
             self._start(found, values, epsilon, resolution)
@@ -218,7 +228,9 @@ class Search:
 
     def _test(self, found: Found, trial_loss: float) -> None:
         found.change = _change(trial_loss, found.base_loss)
-        found.accepted = accepts(found.change, found.candidate, self._options.eta, self._resolution)
+        found.accepted = not found.candidate.was_thrown_away and accepts(
+            found.change, found.candidate, self._options.eta, self._resolution
+        )
 
 
 def accepts(change: float, candidate: Candidate, eta: float, resolution: float) -> bool:

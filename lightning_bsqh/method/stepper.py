@@ -26,6 +26,12 @@ from lightning_bsqh.network.packing import Pack, make_packs
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
+#: On the inputs of so many iterations a layer has to look affine.
+_TRIED_OUT = 2
+
+#: Iterations in which R sees the tensors apart after one in which it had to.
+_APART = 100
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -70,15 +76,22 @@ class Stepper:
         #: Records states and adjoints during the forward sweep; None if nobody needs them.
         self.boundaries = (
             # Where a layer is affine, gauss-seidel needs no input but that of the trial.
-            Boundaries(recorded, devices, lambda layer: not layer.is_affine) if recorded else None
+            Boundaries(recorded, devices, _needs_inputs) if recorded else None
         )
         self._gauss_seidel: GaussSeidel | None = None
         if sweep == "gauss-seidel":
             if self.boundaries is None or not any(layer.modules for layer in layers):
                 raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
             self._gauss_seidel = GaussSeidel(self.boundaries)
+        # How often a layer has been tried out and looked affine; the full number once it has not.
+        self._seen: dict[str, int] = {}
+        # For how many more iterations R sees the tensors apart from the start.
+        self._apart = 0
         self._packs: list[Pack] = []
         self._packed: tuple[list[str], list[int]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_packs": [], "_packed": None}
 
     @torch.no_grad()
     def step(
@@ -119,6 +132,7 @@ class Stepper:
                 # With weights that are not finite a training_step may raise whatever it likes.
                 raise loss from None
             raise
+        self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
         for pack, gradient in zip(self._packs, iteration.linearisation()[0], strict=True):
             reached = [found.reached.get(i, True) for i in pack.positions]
             self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
@@ -181,7 +195,8 @@ class Stepper:
         gradients = [_dense(p.grad) for p in trained.parameters.values()]
         checks = self._checks(trained)
         parameters = list(trained.parameters.values())
-        return Iteration(parameters, gradients, metric, regularizer, regularized, checks, packs, unreached)
+        apart = self._apart > 0
+        return Iteration(parameters, gradients, metric, regularizer, regularized, checks, packs, unreached, apart)
 
     def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
         key = (list(trained.parameters), regularized)
@@ -201,11 +216,29 @@ class Stepper:
         checks: list[TrueHamiltonian] = []
         if self.boundaries is None:
             return checks
+        self._try_out(self.boundaries)
         for layer, positions in self._located(self._checked, trained):
             calls = len(self.boundaries.calls(layer))
             if calls > 1 or (calls == 1 and self._gauss_seidel is None):
                 checks.append(TrueHamiltonian(positions, partial(self.boundaries.alignment, layer)))
         return checks
+
+    def _try_out(self, boundaries: Boundaries) -> None:
+        """Looks whether layers of no known kind are affine after all, on the inputs of two iterations."""
+        for layer in [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]:
+            calls = boundaries.calls(layer)
+            parameters = [p for p in layer.parameters.values() if p.requires_grad]
+            if not calls or not parameters:
+                continue
+            if not all(call.again().is_affine_in(parameters) for call in calls):
+                self._seen[layer.name] = _TRIED_OUT
+                continue
+            self._seen[layer.name] = self._seen.get(layer.name, 0) + 1
+            if self._seen[layer.name] == _TRIED_OUT:
+                layer.is_seen_affine = True
+                self._checked.remove(layer)
+                if self._gauss_seidel is None:
+                    boundaries.forget(layer)
 
     def _located(self, layers: Sequence[Layer], trained: Trained) -> list[tuple[Layer, list[int]]]:
         """The layers with the positions of their tensors among all that move."""
@@ -226,9 +259,13 @@ class Stepper:
         return None if finite and math.isfinite(loss) else NotFinite(loss)
 
 
+def _needs_inputs(layer: Layer) -> bool:
+    return not layer.is_affine
+
+
 def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:
     """The positions of the tensors whose weights stand against those of others, as for the places of Cardinality."""
-    return {i for place, i in enumerate(regularized) if regularizer.restricted_to([place]).couples_tensors}
+    return {i for place, i in enumerate(regularized) if regularizer.restricted_to([place]).competes}
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

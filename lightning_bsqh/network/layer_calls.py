@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Call:
         self.kwargs = kwargs
         self.gradients: list[Tensor | None] = []
         self._devices = list(devices)
+        self._autocast = _autocast_of({"cpu", *(device.type for device in self._devices)})
         # A layer that draws numbers or counts its calls is the same function only from where it began.
         self._random = RandomState.capture(self._devices)
         self._state = memory.take()
@@ -58,13 +59,62 @@ class Call:
         known = {id(p): g for p, g in zip(trained, found, strict=True) if g is not None}
         return [known[id(p)] if id(p) in known else torch.zeros_like(p) for p in parameters]
 
-    def _as_it_was(self) -> AbstractContextManager[None]:
-        return without_trace(self.module, self._random, self._state, self._devices)
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        with without_trace(self.module, self._random, self._state, self._devices), ExitStack() as stack:
+            for kind, dtype, enabled in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
+            yield
+
+    def is_affine_in(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the module's output is affine in these parameters on the recorded input, as far as can be seen.
+
+        Three points on a line, as far apart as the parameters are large: the outputs have to lie on a line, too. What
+        bends there by no more than rounding is affine for all that an iteration will do.
+
+        Args:
+            parameters: The module's own; they hold the same afterwards.
+        """
+        generator = torch.Generator().manual_seed(0)
+        held = [p.detach().clone() for p in parameters]
+        steps = [_random_like(p, generator) for p in held]
+        outputs = []
+        with torch.no_grad():
+            try:
+                for factor in (0.0, 1.0, 2.0):
+                    for p, value, step in zip(parameters, held, steps, strict=True):
+                        p.copy_(value + factor * step)
+                    with self._as_it_was():
+                        outputs.append([out.detach().clone() for out in self._outputs()])
+            finally:
+                for p, value in zip(parameters, held, strict=True):
+                    p.copy_(value)
+        return all(_on_a_line(*points) for points in zip(*outputs, strict=True))
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Runs the module; gives −p_{l+1} and x_{l+1} for all parts of the output that the loss depends on."""
-        outputs = floating(self.module(*self.args, **self.kwargs))
+        outputs = self._outputs()
         return [(g, out) for g, out in zip(self.gradients, outputs, strict=True) if g is not None]
+
+    def _outputs(self) -> list[Tensor]:
+        return floating(self.module(*self.args, **self.kwargs))
+
+
+def _autocast_of(kinds: Iterable[str]) -> list[tuple[str, torch.dtype, bool]]:
+    """The state of autocast by kind of device."""
+    known = [kind for kind in kinds if kind in ("cpu", "cuda", "xpu")]
+    return [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in known]
+
+
+def _random_like(values: Tensor, generator: torch.Generator) -> Tensor:
+    size = values.abs().mean().clamp(min=1e-2)
+    return torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values) * size
+
+
+def _on_a_line(first: Tensor, middle: Tensor, last: Tensor) -> bool:
+    size = torch.maximum(first.abs(), last.abs()).max() if first.numel() else first.new_zeros(())
+    bend = (first - 2.0 * middle + last).abs().max() if first.numel() else size
+    return bool(bend <= 64.0 * torch.finfo(first.dtype).eps * size)
 
 
 @dataclasses.dataclass
@@ -177,6 +227,10 @@ class Boundaries:
         if any(id(module) in self._unusable for module in layer.modules):
             return []
         return [call for call in calls if call.has_adjoint]
+
+    def forget(self, layer: Layer) -> None:
+        """Records this layer no more."""
+        self._layers = [other for other in self._layers if other is not layer]
 
     def alignment(self, layer: Layer) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ over all calls of the layer, at its present parameters u."""

@@ -32,6 +32,7 @@ class Layer:
         modules: The modules whose calls are the layer: usually one; all that share its parameters if some are
             tied; none if the network is not known.
         chosen: Whether the user named the module as a layer.
+        is_seen_affine: Whether the layer has been tried out and found to be affine in its parameters.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     waiting: set[str] = field(default_factory=set)
     modules: list[nn.Module] = field(default_factory=list)
     chosen: bool = False
+    is_seen_affine: bool = False
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -50,7 +52,7 @@ class Layer:
     @property
     def is_affine(self) -> bool:
         """Whether λ_l is known to be affine in the parameters, so that the closed forms of method §3 are exact."""
-        return all(is_affine_module(module) for module in self.modules)
+        return self.is_seen_affine or all(is_affine_module(module) for module in self.modules)
 
     @property
     def can_be_run(self) -> bool:

@@ -51,10 +51,37 @@ class Regularizer(ABC):
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False
 
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        """R for the concatenation of all tensors instead of the tensors; None if R has to see them apart.
+
+        On one vector an iteration takes a few operations, however many tensors there are.
+
+        Args:
+            sizes: Number of elements of each tensor, in their order.
+        """
+        return None
+
+    def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
+        """Whether no tensor has lost more than it may; only what :meth:`on_vector` gave may say no.
+
+        An iteration that hears no uses R on the tensors apart.
+
+        Args:
+            points: What :meth:`prox_` has made: one vector.
+        """
+        return True
+
     @property
-    def is_flat(self) -> bool:
-        """Whether R treats all tensors as one: on their concatenation it does the same as on the tensors."""
-        return False
+    def competes(self) -> bool:
+        """Whether at any time of the training weights of one tensor stand against those of others."""
+        return self.couples_tensors
+
+    def confine_(self, weights: Sequence[Tensor]) -> None:
+        """Moves single weights into the bounds that hold for each by itself, in place; nothing if there are none.
+
+        Asked where û has been moved back towards a w that violates a constraint (method §3).
+        """
+        return
 
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         """R as it acts on a few of the tensors, given by their positions in the fixed order; only the certificate asks.

@@ -76,10 +76,27 @@ class Box(Regularizer):
         low = None if math.isinf(self.low) else self.low
         return Box(low, None if math.isinf(self.high) else self.high, inside)
 
+    @override
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        if self.regularizer is None:
+            return self
+        inside = self.regularizer.on_vector(sizes)
+        low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
+        return None if inside is None else Box(low, high, inside)
+
+    @override
+    def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
+        return self.regularizer is None or self.regularizer.leaves_enough(points)
+
     @property
     @override
-    def is_flat(self) -> bool:
-        return self.regularizer is None or self.regularizer.is_flat
+    def competes(self) -> bool:
+        return self.regularizer is not None and self.regularizer.competes
+
+    @override
+    def confine_(self, weights: Sequence[Tensor]) -> None:
+        for w in weights:
+            w.clamp_(self.low, self.high)
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:

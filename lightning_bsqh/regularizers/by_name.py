@@ -48,6 +48,16 @@ class ByName(Regularizer):
     def couples_tensors(self) -> bool:
         return any(r.couples_tensors and self.owners.count(name) > 1 for name, r in self.regularizers.items())
 
+    @property
+    @override
+    def competes(self) -> bool:
+        return any(r.competes and self.owners.count(name) > 1 for name, r in self.regularizers.items())
+
+    @override
+    def confine_(self, weights: Sequence[Tensor]) -> None:
+        for name, r in self.regularizers.items():
+            r.confine_(self._of(name, weights))
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
         return sum((r.penalty(self._of(name, weights)) for name, r in self.regularizers.items()), 0.0)

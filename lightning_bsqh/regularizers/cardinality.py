@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, integer, number
-from lightning_bsqh.foreach import at_least, multiply_each_, no_larger, scalars, squares
+from lightning_bsqh.foreach import at_least, multiply_each_, no_larger, norms, scalars, squares
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 from lightning_bsqh.regularizers.groups import Groups
-from lightning_bsqh.regularizers.selection import keep_largest_overall
+from lightning_bsqh.regularizers.selection import keep_largest, keep_largest_overall
 from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
@@ -48,6 +49,9 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         TypeError: If an option has the wrong type.
         ValueError: If an option is out of its range; when used, if a regularised tensor has no such groups.
     """
+
+    #: Sizes of the tensors of which the one vector consists that this is for; None where tensors come apart.
+    _sizes: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -91,15 +95,30 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         """The sets of tensors over which the choice is made together."""
         return [[w] for w in weights] if self.scope == "layer" else [weights]
 
-    @property
     @override
-    def is_flat(self) -> bool:
-        return self.scope == "global" and self.groups is None
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        if self.scope != "global" or self.groups is not None:
+            return None
+        whole = copy.copy(self)
+        whole._sizes = tuple(sizes)
+        return whole
+
+    @override
+    def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
+        if self._sizes is None or not self.minimum or self._demanded == 0.0 or not points:
+            return True
+        parts = [part for part in points[0].split(list(self._sizes)) if part.numel()]
+        if self.minimum == 1:
+            return norms(parts, math.inf).count_nonzero() == len(parts)
+        least = [min(self.minimum, part.numel()) for part in parts]
+        return no_larger(norms(parts, 0.0).neg(), [-few for few in least])
 
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         if self._demanded == 0.0 or not weights:
             return True
+        if self._sizes is not None:
+            return torch.count_nonzero(weights[0]) <= self._kept(self._sizes)
         counts = self._counts(weights)
         nonzero = scalars([self._groups.count_nonzero(w) for w in weights])
         if self.scope == "layer":
@@ -141,9 +160,15 @@ class Cardinality(TighteningConstraint, ZeroInBox):
             return
         for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
             every = torch.cat([self._groups.sums(v) for v in values])
-            counts = self._counts(part)
-            keep = keep_largest_overall(every, self._kept(counts), counts, self.minimum)
+            keep = self._best(every, self._counts(part))
             self._groups.drop_all_(part, keep.logical_not_())
+
+    def _best(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
+        """Which groups to keep, of tensors with so many groups."""
+        if self._sizes is not None:
+            # Without the minimum; leaves_enough tells whether that makes a difference.
+            return keep_largest(scores, self._kept(self._sizes))
+        return keep_largest_overall(scores, self._kept(counts), counts, self.minimum)
 
     @property
     @override

@@ -76,9 +76,14 @@ class Discrete(TighteningConstraint):
     def __repr__(self) -> str:
         return f"Discrete(levels={self.levels}, {self._schedule()})"
 
+    @override
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        return self
+
     @property
     @override
-    def is_flat(self) -> bool:
+    def competes(self) -> bool:
+        # Along the ramp for places off the levels; after it D does not matter.
         return True
 
     @override

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.foreach import added, by_kind, joined, multiply_, quotients, scalars, shares, soften_, times
-from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
@@ -32,10 +32,9 @@ class ElasticNet(ConvexInBox):
     def __repr__(self) -> str:
         return f"ElasticNet(rho_l1={self.rho_l1:g}, rho_l2={self.rho_l2:g})"
 
-    @property
     @override
-    def is_flat(self) -> bool:
-        return True
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        return self
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

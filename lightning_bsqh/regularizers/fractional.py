@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.foreach import added, elementwise_, joined, scalars
-from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
@@ -44,10 +44,9 @@ class Fractional(ZeroInBox, SumInBox):
             strength: λ = ρ/(εD) > 0, a scalar or of z's shape.
         """
 
-    @property
     @override
-    def is_flat(self) -> bool:
-        return True
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        return self
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.foreach import added, at_most, by_kind, costs_of_zero, drop_, elementwise_, joined, scalars
-from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
@@ -31,10 +31,9 @@ class L0(ZeroInBox, SumInBox):
     def __repr__(self) -> str:
         return f"L0(rho={self.rho:g})"
 
-    @property
     @override
-    def is_flat(self) -> bool:
-        return True
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        return self
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

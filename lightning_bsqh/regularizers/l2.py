@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.foreach import added, by_kind, joined, multiply_, scalars, shares, times
-from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
@@ -30,10 +30,9 @@ class L2(ConvexInBox):
     def __repr__(self) -> str:
         return f"L2(rho={self.rho:g})"
 
-    @property
     @override
-    def is_flat(self) -> bool:
-        return True
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        return self
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

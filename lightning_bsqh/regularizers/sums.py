@@ -54,6 +54,24 @@ class WithL2(Regularizer):
         return self if held is self.regularizer else WithL2(held, self.decay)
 
     @override
+    def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
+        inside = self.regularizer.on_vector(sizes)
+        return None if inside is None else WithL2(inside, self.decay)
+
+    @override
+    def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
+        return self.regularizer.leaves_enough(points)
+
+    @property
+    @override
+    def competes(self) -> bool:
+        return self.regularizer.competes
+
+    @override
+    def confine_(self, weights: Sequence[Tensor]) -> None:
+        self.regularizer.confine_(weights)
+
+    @override
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         return WithL2(self.regularizer.restricted_to(positions), self.decay)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class ClosureSweeps(Sweeps):
         self._module = module
         self._closure: Callable[..., Any] | None = None
         self._memory = None if module is None else Memory(module, parameters)
+        self._has_looked = False
         self._start: RandomState | None = None
         self._before: ModuleState | None = None
 
@@ -43,8 +45,27 @@ class ClosureSweeps(Sweeps):
         with torch.enable_grad():
             with self._pooling(), recording(boundaries):
                 loss = check_loss(closure(), "closure")
+            if any(parameter.grad is not None for parameter in self._parameters()):
+                raise ValueError(
+                    "closure has called backward (the parameters have gradients): return the loss without it, as in"
+                    " optimizer.step(lambda: loss_function(net(x), y)). The adjoint sweep is the optimizer's own, and"
+                    " trials need none."
+                )
+            self._warn_of_buffers(loss)
             loss.backward()
         return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo)
+
+    def _warn_of_buffers(self, loss: Tensor) -> None:
+        """Trials change the statistics of a BatchNorm that nobody can put back if the network is not known."""
+        if self._module is not None or self._has_looked:
+            return
+        self._has_looked = True
+        if any("BatchNorm" in name for name in graph_nodes(loss)):
+            warnings.warn(
+                "BSQHOptimizer was given parameters without their module, and there is a BatchNorm in the network:"
+                " trials count in its running statistics (its buffers). Pass the module itself, BSQHOptimizer(net).",
+                stacklevel=5,
+            )
 
     @override
     def trial(self) -> Tensor | float:
@@ -60,3 +81,17 @@ class ClosureSweeps(Sweeps):
         assert self._start is not None, "the forward sweep comes first"
         with without_trace(self._module, self._start, self._before, self._devices):
             return check_loss(self._closure(), "closure", adjoint=False)
+
+
+def graph_nodes(loss: Tensor) -> set[str]:
+    """The names of the operations that a loss was computed by."""
+    found: set[str] = set()
+    seen: set[Any] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    return found
