@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from lightning_bsqh.export import accelerate, load_sparse, measure, save_sparse, shrink, shrink_report, table
+from lightning_bsqh.export.measuring import latencies
 from lightning_bsqh.export.run_folder import Run, example_inputs, load_run, metrics_of_test
 from lightning_bsqh.zoo import LeNet5, SmallLeNet
 
@@ -52,7 +53,9 @@ def compare(run: Run, batch_size: int, seconds: float) -> str:
     for heading, network in {"trained": None, "shrunk": small}.items():
         for name, value in metrics_of_test(run, network).items():
             metrics.setdefault(name, {})[heading] = value
-    lines = [f"batches of {batch_size}", table(columns, metrics), "", "accelerate, after shrink:", str(fast)]
+    trained, accelerated = latencies([run.model, fast.network], inputs, seconds)
+    whole = f"trained → accelerated: {trained:.3f} → {accelerated:.3f} ms ({trained / accelerated:.2f} x)"
+    lines = [f"batches of {batch_size}", table(columns, metrics), "", "accelerate, after shrink:", str(fast), whole]
     return "\n".join(lines)
 
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_bsqh.export import accelerate
+from lightning_bsqh.export import accelerate, shrink
 from lightning_bsqh.export.accelerating import trying as module
+from lightning_bsqh.export.accelerating.fusing import fuse_norms
 from lightning_bsqh.export.accelerating.kernels import candidates
+from lightning_bsqh.zoo import ResNet8
+from tests.export.shrinking.made_networks import as_after_training, networks
 
 
 def with_zeros(layer: nn.Module, share: float, rows: float, columns: float) -> nn.Module:
@@ -128,3 +131,27 @@ def test_bad_input() -> None:
         accelerate(nn.Linear(2, 2), torch.ones(1, 2), seconds=0.0)
     with pytest.raises(ValueError, match="does not run"):
         accelerate(nn.Linear(2, 2), torch.ones(1, 3))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(networks())
+def test_norms_become_part_of_the_layer_before(network: nn.Module) -> None:
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    small = shrink(network, x)
+    expected = small(x)
+    norms = sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in small.modules())
+    fused = fuse_norms(small)
+    assert torch.allclose(small(x), expected, rtol=1e-10, atol=1e-10)
+    assert sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in small.modules()) == norms - len(fused)
+
+
+def test_all_norms_of_a_resnet_go_and_only_if_that_is_faster(monkeypatch) -> None:
+    network = shrink(as_after_training(ResNet8()), torch.randn(2, 3, 32, 32))
+    for cost, count in ((1.0, 9), (-1.0, 0)):
+        pretended(
+            monkeypatch, lambda model, cost=cost: 20.0 + cost * sum("Norm" in type(m).__name__ for m in model.modules())
+        )
+        result = accelerate(network, torch.randn(2, 3, 32, 32))
+        assert len(result.fused) == count
+        assert (f"{count} BatchNorm layers" in str(result)) == bool(count)
+    assert fuse_norms(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).eval()) == []
