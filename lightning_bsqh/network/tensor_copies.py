@@ -100,7 +100,7 @@ class Watch:
 
     Args:
         tensors: The tensors.
-        probes: Views of some values, those of an earlier time if they are known.
+        earlier: The same at an earlier time, whose views of some values are used again.
     """
 
     def __init__(self, tensors: Sequence[Tensor], earlier: Watch | None = None) -> None:
@@ -133,8 +133,10 @@ class Watch:
 
 
 def _probe(tensor: Tensor) -> Tensor:
-    """A view of up to eight values; of none where a write past the counter is not to be expected."""
-    if not is_plain(tensor) or not tensor.is_contiguous() or tensor.grad_fn is not None or not tensor.numel():
+    """A view of some values; of none where nobody writes past the counter, or a look would make the host wait."""
+    if tensor.device.type != "cpu" or tensor.grad_fn is not None or not tensor.numel():
+        return torch.empty(0)
+    if not is_plain(tensor) or not tensor.is_contiguous():
         return torch.empty(0)
     return tensor.data.view(-1)[:: max(1, tensor.numel() // 8)]
 

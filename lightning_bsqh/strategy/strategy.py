@@ -258,14 +258,14 @@ class BSQHStrategy(SingleDeviceStrategy):
             rank_zero_info("\n" + layer_summary(optimizer))
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
+
+        def parameters() -> list[Tensor]:
+            return [p for group in optimizer.param_groups for p in group["params"]]
+
         if optimizer.full_batch is not None:
-
-            def parameters() -> list[Tensor]:
-                return [p for group in optimizer.param_groups for p in group["params"]]
-
             self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
         else:
-            self._sweeps = LightningSweeps(module, context, reduced)
+            self._sweeps = LightningSweeps(module, context, reduced, parameters)
 
     def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
         layers = find_layers(module, self._options.regularize, self._options.layers)
