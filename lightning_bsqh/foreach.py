@@ -81,6 +81,11 @@ def times(values: Values, factor: float) -> list[Any]:
     return list(torch._foreach_mul(list(values), factor))
 
 
+def plus(tensors: Sequence[Tensor], numbers: Sequence[float]) -> list[Tensor]:
+    """Every tensor plus its own number of the host."""
+    return list(torch._foreach_add(list(tensors), list(numbers))) if tensors else []
+
+
 def multiply_(tensors: Sequence[Tensor], values: Values) -> None:
     """Every tensor times its own value, in place."""
     if tensors:
@@ -196,6 +201,11 @@ def added(values: Tensor) -> Tensor:
 def scaled(values: Tensor, factors: Sequence[float]) -> Tensor:
     """A vector from :func:`scalars` times numbers of the host, which need not be copied first."""
     return torch.stack(torch._foreach_mul(values.unbind(), list(factors))) if factors else values
+
+
+def at_least(values: Tensor, bounds: Sequence[float]) -> Tensor:
+    """A vector from :func:`scalars` with what is below its bound raised to it."""
+    return torch.stack(torch._foreach_clamp_min(values.unbind(), list(bounds))) if bounds else values
 
 
 def no_larger(values: Tensor, bounds: Sequence[float]) -> Tensor:

@@ -331,8 +331,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
             self._demand.load_state_dict(own["demand"])
             planned, length = own["total_steps"], self.total_steps
             self.total_steps = planned
-            if length is not None:
-                self.set_total_steps(length)
+            if length is not None or planned is not None:
+                self.set_total_steps(length or planned)
 
     @torch.no_grad()
     def step(  # type: ignore[override]

@@ -16,6 +16,14 @@ def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     return callbacks
 
 
+def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
+    """The Trainer that a module is attached to, None if there is none."""
+    try:
+        return module.trainer
+    except RuntimeError:  # What the property raises then.
+        return None
+
+
 def log_every_n_steps_of(trainer: pl.Trainer) -> int:
     """The option of the same name."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
 #: Forwards and backwards of each. Not in the objects, as what hangs on a hook is put back after a trial.
 _COUNTS: dict[int, list[int]] = {}
 

@@ -15,7 +15,7 @@ from lightning_bsqh.method.hamiltonian import affine_hamiltonian, elementwise_ga
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.network.layer_calls import Boundaries, recording
-from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
+from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers, only_trained
 from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.without_trace import without_trace
@@ -193,7 +193,7 @@ def pmp_residual(
         )
     epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
     samples = integer("samples", samples, low=0)
-    found = find_layers(model, regularize, layers)
+    found = only_trained(find_layers(model, regularize, layers))
     regularizer = bind(regularizer, found, regularize)
     parameters = {name: p for layer in found for name, p in layer.parameters.items()}
     bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]

@@ -82,7 +82,8 @@ def _run(options: argparse.Namespace) -> None:
     loaded = load_run(options.folder, options.checkpoint)
     print(f"checkpoint  {loaded.checkpoint}")
     inputs = example_inputs(loaded, options.batch_size)
-    network = shrink(loaded.model, inputs) if options.shrink else None
+    # Two samples at least: with one, a batch could be taken for any other dimension of one.
+    network = shrink(loaded.model, example_inputs(loaded, max(2, options.batch_size))) if options.shrink else None
     if network is not None:
         print(shrink_report(network), end="\n\n")
     print(_comparison(loaded, network, inputs))

@@ -131,7 +131,8 @@ def _export(
 def _write(inputs: tuple[Tensor, ...], file: Path, write: Callable[..., None]) -> bool:
     """Whether the file takes only the batch size of the inputs."""
     if all(value.dim() for value in inputs) and len({len(value) for value in inputs}) == 1:
-        batch = torch.export.Dim.AUTO
+        # Older versions of torch have no AUTO.
+        batch = getattr(torch.export.Dim, "AUTO", None) or torch.export.Dim("batch")
         # torch.export takes a batch of one for a constant.
         several = tuple(torch.cat([value, value]) for value in inputs)
         try:

@@ -26,7 +26,11 @@ _STORED = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     *(torch.uint16, torch.uint32, torch.uint64, torch.complex64),
 }
-_OTHERS = {torch.complex32, torch.complex128, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu}
+_OTHERS = {
+    getattr(torch, name)
+    for name in ("complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+    if hasattr(torch, name)  # not all versions of torch have all
+}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED | _OTHERS}
 _DECODE: dict[str, Callable[[Tensor, int], Tensor]] = {"mask": from_mask, "gaps": from_gaps}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice
+from lightning_bsqh._validation import shown
 from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
 
@@ -195,4 +195,6 @@ def make_metric(name: str) -> Metric:
         ValueError: If there is none.
     """
     metrics: dict[str, type[Metric]] = {"euclidean": Euclidean, "rms": RMS}
-    return metrics[choice("metric", name, sorted(metrics))]()
+    if not isinstance(name, str) or name not in metrics:
+        raise ValueError(f"metric must be one of {sorted(metrics)}, got {shown(name)}.")
+    return metrics[name]()

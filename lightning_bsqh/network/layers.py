@@ -109,6 +109,14 @@ def find_layers(
     return found
 
 
+def only_trained(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers without what is frozen, and without those of which nothing is left then."""
+    for layer in layers:
+        layer.parameters = layer.trained
+        layer.regularized &= layer.parameters.keys()
+    return [layer for layer in layers if layer.parameters]
+
+
 def _entries(params: Any) -> list[Any]:
     """What ``params`` holds; a tensor by itself is one entry."""
     if isinstance(params, Tensor):

@@ -21,6 +21,17 @@ class Regularizer(ABC):
     state: what changes during training is derived from the step in :meth:`at`.
     """
 
+    def __add__(self, other: object) -> Regularizer:
+        """The sum with an ``L2``, such as ``Cardinality(0.95) + L2(rho=1e-5)``; nothing else can be added.
+
+        Raises:
+            TypeError: If neither of the two is an ``L2``.
+        """
+        # Here, since what makes sums knows the regularisers.
+        from lightning_bsqh.regularizers.sums import add
+
+        return add(self, other)
+
     def at(self, step: int, total_steps: int | None) -> Regularizer:
         """The regulariser that holds in iteration ``step`` (from 0) of ``total_steps``.
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from lightning_bsqh.foreach import plus
 
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:
@@ -35,6 +39,46 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         missing = count - int(torch.count_nonzero(keep))
         keep[torch.nonzero(scores == threshold).flatten()[:missing]] = True
     return keep
+
+
+def keep_largest_overall(scores: Tensor, count: int, sizes: Sequence[int], minimum: int) -> Tensor:
+    """Marks the ``count`` largest scores of several tensors, of which each keeps some in any case (method §3).
+
+    Args:
+        scores: Non-negative scores of all tensors one after the other, shape ``[n]``.
+        count: How many to keep over all, at least as many as the tensors keep in any case.
+        sizes: Number of scores of each tensor.
+        minimum: What each tensor keeps at least, all of it if it has fewer.
+
+    Returns:
+        A boolean mask, shape ``[n]``, with exactly ``count`` entries set, of the largest sum of scores.
+    """
+    least = [min(minimum, size) for size in sizes]
+    if len(sizes) < 2 or minimum == 0 or count >= scores.numel():
+        return keep_largest(scores, count)
+    if _on_host(scores):
+        keep = keep_largest(scores, count)
+        if all(_has(part, few) for part, few in zip(keep.split(list(sizes)), least, strict=True)):
+            return keep
+    # The best of each tensor, and of all others those that are best overall.
+    own = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, _best_of_each(scores, sizes, least), True)
+    return keep_largest(scores.masked_fill(own, -1.0), count - sum(least)).logical_or_(own)
+
+
+def _has(keep: Tensor, count: int) -> bool:
+    """Whether so many entries are set, by a look at the first ones if that will do."""
+    return int(torch.count_nonzero(keep[:4096])) >= count or int(torch.count_nonzero(keep)) >= count
+
+
+def _best_of_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Positions of the largest scores of each tensor, so many as ``counts`` says, of equal ones the first."""
+    found, starts = [], []
+    for part, start, count in zip(scores.split(list(sizes)), accumulate([0, *sizes]), counts, strict=False):
+        if count > 0:
+            best = part.argmax().view(1) if count == 1 else part.sort(stable=True, descending=True).indices[:count]
+            found.append(best)
+            starts.append(start)
+    return torch.cat(plus(found, starts)) if found else torch.zeros(0, dtype=torch.int64, device=scores.device)
 
 
 def _on_host(scores: Tensor) -> bool:

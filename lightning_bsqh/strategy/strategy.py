@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    ModelSummary,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import BaseFinetuning, ModelSummary
 from lightning.pytorch.plugins import CheckpointIO, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,7 +17,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
@@ -31,11 +25,23 @@ from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.strategy.checkpoints import (
+    WholeFileCheckpointIO,
+    check_format,
+    extra_state,
+    random_state,
+    unfreeze_again,
+)
+from lightning_bsqh.strategy.configured import Configured, borrow_settings, read_configured
 from lightning_bsqh.strategy.full_batch import LightningFullBatch
+from lightning_bsqh.strategy.length import TrainingLength
+from lightning_bsqh.strategy.notices import Gradients, Rates, Unused, changes_gradients
+from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
+from lightning_bsqh.strategy.refusals import refuse_callbacks, refuse_module
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
 from lightning_bsqh.sweeps.base import check_loss
-from lightning_bsqh.trainer_access import callbacks_of
+from lightning_bsqh.trainer_access import callbacks_of, trainer_of
 
 
 class BSQHStrategy(SingleDeviceStrategy):
@@ -103,7 +109,11 @@ class BSQHStrategy(SingleDeviceStrategy):
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
-        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
+        super().__init__(
+            accelerator=accelerator,
+            checkpoint_io=WholeFileCheckpointIO() if checkpoint_io is None else checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
         self._options = BSQHOptions(
             regularizer=regularizer,
             augmentation=augmentation,
@@ -123,7 +133,13 @@ class BSQHStrategy(SingleDeviceStrategy):
         )
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
+        self._clipping: int | float | None = None
         self._resumed_random: RandomState | None = None
+        self._resumed_trained: list[str] = []
+        self._length: TrainingLength | None = None
+        self._rates: Rates | None = None
+        self._gradients: Gradients | None = None
+        self._unused: Unused | None = None
         self._progress: ProgressMetrics | None = None
 
     # ------------------------------------------------------------------ devices
@@ -162,93 +178,47 @@ class BSQHStrategy(SingleDeviceStrategy):
     @override
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
-        if model.trainer.state.fn != TrainerFn.FITTING:
+        trainer = trainer_of(model)
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._refuse_what_cannot_work(model)
+        refuse_module(model, str(self.precision_plugin.precision))
         self._has_own_configure_optimizers = is_overridden("configure_optimizers", model)
         if not self._has_own_configure_optimizers:
             # The Trainer refuses a module without one before the strategy is set up; taken back in teardown.
             model.configure_optimizers = _no_optimizer  # type: ignore[method-assign]
+        self._put_clipping_aside(trainer)
 
-    def _refuse_what_cannot_work(self, model: pl.LightningModule) -> None:
-        trainer = model.trainer
-        if not model.automatic_optimization:
-            raise MisconfigurationException(
-                f"{type(model).__name__} uses manual optimization (automatic_optimization=False), where the module"
-                " itself steps its optimizers; BSQHStrategy needs a training_step that returns the loss."
-            )
-        if trainer.gradient_clip_val:
-            raise MisconfigurationException(
-                f"gradient_clip_val={trainer.gradient_clip_val} cannot be used with BSQHStrategy: a clipped gradient is"
-                " not the adjoint state's, and ε already bounds the step. Remove it from the Trainer."
-            )
-        if trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches} cannot be used with BSQHStrategy: an"
-                " iteration needs forward, adjoint and trials on the same batch. Use larger batches instead."
-            )
-        if is_overridden("configure_gradient_clipping", model):
-            raise MisconfigurationException(
-                f"{type(model).__name__} overrides configure_gradient_clipping, which cannot be used with BSQHStrategy:"
-                " a clipped gradient is not the adjoint state's, and ε already bounds the step. Remove it."
-            )
-        if self.precision_plugin.precision in ("16-mixed", "16-true", "bf16-true"):
-            raise MisconfigurationException(
-                f"precision={self.precision_plugin.precision!r} cannot be used with BSQHStrategy: in half precision the"
-                " weights or the change of the loss over a step are rounded away."
-                " Use 'bf16-mixed', '32-true' or '64-true'."
-            )
-        if "dataloader_iter" in inspect.signature(model.training_step).parameters:
-            raise MisconfigurationException(
-                "A training_step that takes dataloader_iter cannot be used with BSQHStrategy: a trial must see the same"
-                " batch again. Take (batch, batch_idx) instead."
-            )
+    def _put_clipping_aside(self, trainer: pl.Trainer) -> None:
+        if not trainer.gradient_clip_val:
+            return
+        rank_zero_warn(
+            f"gradient_clip_val={trainer.gradient_clip_val} is ignored by BSQHStrategy: ε bounds the step, and a"
+            " clipped gradient is not that of the loss. Remove it from the Trainer."
+        )
+        self._clipping, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
-    def _refuse_callbacks(self, trainer: pl.Trainer) -> None:
-        refused = {
-            StochasticWeightAveraging: "averaged weights have no exact zeros",
-            WeightAveraging: "averaged weights have no exact zeros",
-            GradientAccumulationScheduler: "an iteration needs forward, adjoint and trials on the same batch",
-        }
-        for callback in callbacks_of(trainer):
-            for kind, reason in refused.items():
-                if isinstance(callback, kind):
-                    raise MisconfigurationException(
-                        f"The callback {type(callback).__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
-                    )
+    @override
+    def setup_environment(self) -> None:
+        # Only now are those of the module's configure_callbacks among the Trainer's; nothing is set up yet.
+        trainer = self._trainer
+        if trainer.state.fn == TrainerFn.FITTING:
+            refuse_callbacks(trainer)
+        super().setup_environment()
 
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
-        # Only now are those of the module's configure_callbacks among the Trainer's.
-        self._refuse_callbacks(trainer)
         module = self.lightning_module
         assert module is not None
-        configured = module.configure_optimizers()
-        optimizers, schedulers = _members(configured)
-        if len(optimizers) > 1:
-            raise MisconfigurationException(
-                f"configure_optimizers of {type(module).__name__} returned {len(optimizers)} optimizers"
-                f" ({', '.join(type(o).__name__ for o in optimizers)}); BSQHStrategy trains all parameters with one"
-                " loss. Return one of them, or None."
-            )
-        if optimizers and isinstance(optimizers[0], BSQHOptimizer):
-            optimizer = optimizers[0]
-            if schedulers:
-                rank_zero_warn(f"{_names(schedulers)} from configure_optimizers is ignored: ε has its own schedule.")
-            if not self._options.are_default:
-                rank_zero_warn(
-                    "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its"
-                    " own."
-                )
-        else:
-            optimizer = self._make_optimizer(module, optimizers)
-            if optimizers:
-                rank_zero_warn(
-                    f"{_names([*optimizers, *schedulers])} from configure_optimizers is ignored:"
-                    " BSQHStrategy trains the same parameters by the bSQH method."
-                )
+        configured = read_configured(module.configure_optimizers(), type(module).__name__)
+        optimizer = self._choose_optimizer(module, configured)
         self.optimizers = [optimizer]
-        self.lr_scheduler_configs = []
+        rate = show_one_rate(optimizer)
+        self.lr_scheduler_configs = [stand_in(scheduler, rate) for scheduler in configured.schedulers]
+        self._length = TrainingLength(trainer, optimizer)
+        self._rates = Rates(optimizer)
+        self._unused = Unused(lambda: {n: p for layer in optimizer.layers for n, p in layer.trained.items()})
+        watched = changes_gradients(trainer, module, callbacks_of(trainer))
+        self._gradients = Gradients(lambda: _parameters_of(optimizer)) if watched else None
         self._detach_progress()
         self._progress = ProgressMetrics(trainer, optimizer)
         if any(isinstance(c, ModelSummary) for c in callbacks_of(trainer)):
@@ -256,65 +226,73 @@ class BSQHStrategy(SingleDeviceStrategy):
                 # Number of batches and length are asked for later, but the summary should tell what will be used.
                 optimizer.expect_length(trainer.max_steps != -1 or trainer.max_epochs not in (None, -1))
             rank_zero_info("\n" + layer_summary(optimizer))
-        reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
-        context = self.precision_plugin.train_step_context
+        self._make_sweeps(module, optimizer)
 
-        def parameters() -> list[Tensor]:
-            return [p for group in optimizer.param_groups for p in group["params"]]
+    def _choose_optimizer(self, module: pl.LightningModule, configured: Configured) -> BSQHOptimizer:
+        given = configured.only_optimizer(type(module).__name__)
+        if isinstance(given, BSQHOptimizer):
+            if configured.schedulers:
+                names = " and ".join(configured.scheduler_names)
+                rank_zero_warn(f"{names} from configure_optimizers is ignored: ε has its own schedule.")
+            if not self._options.are_default:
+                rank_zero_warn(
+                    "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its"
+                    " own."
+                )
+            return given
+        optimizer = self._make_optimizer(module, given)
+        if given is not None:
+            rank_zero_warn(
+                f"{configured.names} from configure_optimizers is ignored:"
+                " BSQHStrategy trains the same parameters by the bSQH method."
+            )
+            borrow_settings(optimizer, given)
+        return optimizer
 
-        if optimizer.full_batch is not None:
-            self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
-        else:
-            self._sweeps = LightningSweeps(module, context, reduced, parameters)
-
-    def _make_optimizer(self, module: pl.LightningModule, given: Sequence[torch.optim.Optimizer]) -> BSQHOptimizer:
+    def _make_optimizer(self, module: pl.LightningModule, given: torch.optim.Optimizer | None) -> BSQHOptimizer:
         layers = find_layers(module, self._options.regularize, self._options.layers)
-        if given:
+        if given is not None:
             # A module that hands only part of its parameters to its optimizer wants only these trained.
-            wanted = {id(p) for group in given[0].param_groups for p in group["params"]}
+            wanted = {id(p) for p in _parameters_of(given)}
             for layer in layers:
                 layer.waiting = {name for name, p in layer.parameters.items() if id(p) not in wanted}
         return BSQHOptimizer(layers, **self._options.for_found_layers())
 
+    def _make_sweeps(self, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
+        reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
+        context = self.precision_plugin.train_step_context
+        parameters = partial(_parameters_of, optimizer)
+        if optimizer.full_batch is None:
+            self._sweeps = LightningSweeps(module, context, reduced, parameters)
+        else:
+            self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
+
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
+        assert self._length is not None
+        self._unfreeze_again()
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
-        optimizer = self._optimizer
-        trainer = self._trainer
-        batches_per_iteration = self._batches_per_iteration(trainer)
-        if optimizer.total_steps is None:
-            steps = trainer.estimated_stepping_batches
-            if 0 < steps < float("inf"):
-                # Of a training that goes on, a new optimizer sees only what is left.
-                done = trainer.global_step // batches_per_iteration - optimizer.iterations
-                optimizer.set_total_steps(max(int(steps) // batches_per_iteration - done, 1))
-            elif optimizer.has_default_regularizer:
-                optimizer.expect_length(False)
-                rank_zero_warn(
-                    "The length of the training is not known, so BSQHStrategy uses L0(rho=1e-5) and no schedule for ε"
-                    " instead of a ramp of the sparsity; give max_steps to the Trainer or total_steps to BSQHStrategy."
-                )
-        optimizer.check_ready()
+        self._length.begin()
         # A training that had finished is resumed.
-        trainer.should_stop = trainer.should_stop or optimizer.finished
+        self._trainer.should_stop = self._trainer.should_stop or self._optimizer.finished
 
-    def _batches_per_iteration(self, trainer: pl.Trainer) -> int:
-        if self._optimizer.full_batch is None:
-            return 1
-        batches = trainer.num_training_batches
-        if batches == float("inf"):
-            raise MisconfigurationException(
-                "batch_mode='full' needs training data of known length, but the data loader has none"
-                f" ({type(trainer.train_dataloader).__name__}): an iteration is one pass over all batches. Give the"
-                " data set a __len__, or the Trainer limit_train_batches=N, or use batch_mode='mini'."
-            )
-        return max(int(batches), 1)
+    def _unfreeze_again(self) -> None:
+        """Continues a fine-tuning: Lightning's callback restores the groups and leaves frozen what it had unfrozen."""
+        trained, self._resumed_trained = self._resumed_trained, []
+        if any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self._trainer)):
+            module = self.lightning_module
+            assert module is not None
+            names = unfreeze_again(module, trained, _parameters_of(self._optimizer))
+            if names:
+                rank_zero_info(f"Trained again, as when the checkpoint was written: {', '.join(names)}.")
 
     @override
     def on_train_end(self) -> None:
         super().on_train_end()
+        if self._unused is not None:
+            self._unused.say()
         if isinstance(self._sweeps, LightningFullBatch) and self._sweeps.is_within_pass:
             rank_zero_warn(
                 "The training ended within a pass over the data, which batch_mode='full' does not use: give max_epochs"
@@ -338,6 +316,8 @@ class BSQHStrategy(SingleDeviceStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The forward sweep: the user's training_step, once, as Lightning's closure calls it."""
         assert self._sweeps is not None
+        assert self._length is not None
+        self._length.follow()
         if self._resumed_random is not None:
             if self._trainer.fit_loop.batch_idx > 0:
                 # Resumed within an epoch: starting the data loader again has drawn numbers that the
@@ -370,6 +350,8 @@ class BSQHStrategy(SingleDeviceStrategy):
     ) -> Tensor | None:
         """The iteration: Lightning's closure does the forward and adjoint sweep, once, with all hooks."""
         assert self._sweeps is not None
+        assert self._rates is not None
+        self._rates.before_step()
         try:
             loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
             if self._sweeps.closure_was_withheld:
@@ -377,11 +359,38 @@ class BSQHStrategy(SingleDeviceStrategy):
                     "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
                     " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
                 )
+            self._notice()
             if self._optimizer.finished:
                 self._trainer.should_stop = True
             return loss
         finally:
             self._sweeps.release()
+
+    def _notice(self) -> None:
+        """Looks, after a step, at what the module has done beside it."""
+        assert self._rates is not None
+        assert self._unused is not None
+        self._rates.after_step()
+        if self._gradients is not None:
+            self._gradients.after_step()
+        self._unused.after_step()
+        if self._trainer.is_last_batch:
+            self._unused.say()
+
+    @override
+    def backward(
+        self, closure_loss: Tensor, optimizer: torch.optim.Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """As in any strategy; the gradients are looked at before a hook can change them."""
+        assert self.lightning_module is not None
+        self.pre_backward(closure_loss)
+        closure_loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
+        self.precision_plugin.backward(closure_loss, self.lightning_module, optimizer, *args, **kwargs)
+        if self._gradients is not None:
+            self._gradients.after_backward()
+        closure_loss = self.precision_plugin.post_backward(closure_loss, self.lightning_module)
+        self.post_backward(closure_loss)
+        return closure_loss
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -400,17 +409,22 @@ class BSQHStrategy(SingleDeviceStrategy):
     @override
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state, and that of the generators, so that a resumed run draws the same dropout masks."""
-        state: dict[str, Any] = dict(super().optimizer_state(optimizer))
-        state["random"] = RandomState.capture([self.root_device]).state_dict()
-        return state
+        offered = {id(p) for p in _parameters_of(self._optimizer) if p.requires_grad}
+        tensors = [(n, p) for layer in self._optimizer.layers for n, p in layer.parameters.items()]
+        trained = [n for n, p in tensors if id(p) in offered]
+        return {**super().optimizer_state(optimizer), **extra_state(self.root_device, trained)}
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = [dict(state) for state in checkpoint["optimizer_states"]]
-        random = states[0].pop("random", None) if states else None
+        first = states[0] if states else {}
+        check_format(first)
+        first.pop("format", None)
+        random, trained = first.pop("random", None), first.pop("trained", [])
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+        self._resumed_trained = trained
         if random is not None:
-            self._resumed_random = RandomState.from_state_dict(random)
+            self._resumed_random = random_state(random)
             self._resumed_random.restore()
 
     # ------------------------------------------------------------------ afterwards
@@ -421,8 +435,13 @@ class BSQHStrategy(SingleDeviceStrategy):
         if module is not None and not self._has_own_configure_optimizers:
             vars(module).pop("configure_optimizers", None)
             self._has_own_configure_optimizers = True
-        self._sweeps = None
-        self._resumed_random = None
+        if self._clipping is not None:
+            self._trainer.gradient_clip_val, self._clipping = self._clipping, None
+        for optimizer in self.optimizers:
+            hide_one_rate(optimizer)
+        self._sweeps, self._length = None, None
+        self._rates, self._gradients, self._unused = None, None, None
+        self._resumed_random, self._resumed_trained = None, []
         self._detach_progress()
         super().teardown()
 
@@ -442,28 +461,8 @@ def _no_optimizer() -> None:
     return None
 
 
-def _members(configured: Any) -> tuple[list[torch.optim.Optimizer], list[Any]]:
-    """All optimizers and schedulers in what configure_optimizers returned, whatever its form."""
-    optimizers: list[torch.optim.Optimizer] = []
-    schedulers: list[Any] = []
-    if isinstance(configured, torch.optim.Optimizer):
-        optimizers.append(configured)
-    elif isinstance(configured, LRScheduler):
-        schedulers.append(configured)
-    elif isinstance(configured, (Mapping, list, tuple)):
-        for member in configured.values() if isinstance(configured, Mapping) else configured:
-            found = _members(member)
-            optimizers += found[0]
-            schedulers += found[1]
-    return optimizers, schedulers
-
-
-def _names(objects: Sequence[Any]) -> str:
-    names = []
-    for member in objects:
-        rate = f"(lr={member.defaults['lr']})" if isinstance(member, torch.optim.Optimizer) else ""
-        names.append(type(member).__name__ + (rate if rate and "lr" in member.defaults else ""))
-    return " and ".join(names)
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 if BSQHStrategy.strategy_name not in StrategyRegistry.available_strategies():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
+import queue
 import random
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -391,3 +394,100 @@ def test_a_trial_is_not_heard(capsys: Any, caplog: Any) -> None:
     assert heard.err == "other threadafter"
     assert [record.message for record in caplog.records] == ["other thread", "after"]
     assert caught == []
+
+
+# ---------------------------------------------------------------------- uncommon kinds
+
+
+def _counted(self: Any) -> None:
+    _counted.calls += 1  # type: ignore[attr-defined]
+
+
+_counted.calls = 0  # type: ignore[attr-defined]
+
+
+class Uncommon(nn.Module):
+    count = _counted
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(2, 3).to_sparse(),
+        torch.zeros(3, dtype=torch.float8_e4m3fn),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, dtype=torch.bool),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        torch.zeros(1).expand(3),
+        torch.zeros(3, device="meta"),
+        torch.zeros(0),
+        nn.parameter.UninitializedBuffer(),
+    ],
+    ids=["sparse", "float8", "complex", "bool", "nested", "expanded", "meta", "empty", "lazy"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_kinds_of_tensors(tensor: Tensor) -> None:
+    """Whatever cannot be copied is no reason to end a training."""
+    module = nn.Module()
+    module.register_buffer("buffer", tensor)
+    module.kept = [tensor]
+    memory = Memory(module)
+    for _ in range(3):
+        with without_trace(module, RandomState.capture(), memory.take(), []):
+            pass
+        BatchState([tensor], tensors=True).restore()
+    assert memory.take().same_as(memory.take()) or tensor.layout != torch.strided
+
+
+def test_sparse_tensors_are_put_back() -> None:
+    module = nn.Module()
+    module.register_buffer("sparse", torch.eye(2).to_sparse())
+    state = ModuleState(module)
+    module.sparse.mul_(3.0)
+    state.restore()
+    assert torch.equal(module.sparse.to_dense(), torch.eye(2))
+
+
+def test_uncommon_places() -> None:
+    class Key:
+        pass
+
+    module, key = Uncommon(), Key()
+    module.queue = queue.Queue()
+    module.weak = weakref.WeakKeyDictionary({key: [0]})
+    module.objects = np.array([[1], [2, 3]], dtype=object)
+    module.function = _counted
+    state, calls = ModuleState(module), _counted.calls  # type: ignore[attr-defined]
+    for _ in range(2):
+        module.queue.put(1)
+        module.weak[key].append(1)
+        module.objects[0].append(2)
+        module.count()
+        state.restore()
+        assert module.queue.qsize() == 0
+        assert module.weak[key] == [0]
+        assert module.objects[0] == [1]
+        assert _counted.calls == calls  # type: ignore[attr-defined]
+
+
+def test_surroundings_that_a_module_holds_are_left_alone() -> None:
+    module = nn.Linear(1, 1)
+    module.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    module.logger_of_mine = logging.getLogger("mine")
+    module.thread = threading.Thread(target=print)
+    state = ModuleState(module)
+    module.optimizer.param_groups[0]["lr"] = 0.2
+    module.logger_of_mine.setLevel(logging.ERROR)
+    state.restore()
+    assert module.optimizer.param_groups[0]["lr"] == 0.2
+    assert module.logger_of_mine.level == logging.ERROR
+
+
+def test_copies_of_a_memory_are_of_the_copied_module() -> None:
+    net = nn.Linear(2, 2)
+    memory = Memory(net, None)
+    other, again = copy.deepcopy((net, memory))
+    assert again.module is other
+    third, once_more = pickle.loads(pickle.dumps((net, memory)))
+    assert once_more.module is third
+    assert copy.deepcopy(memory.take()) is None

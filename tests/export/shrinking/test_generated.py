@@ -16,7 +16,7 @@ def largest_gap(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).abs().max() / max(1.0, float(first.abs().max())))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(networks())
 def test_the_smaller_network_gives_the_same(network: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -1,0 +1,139 @@
+"""What a module does beside the method, noticed and said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_bsqh.network.tree import versions
+from lightning_bsqh.optimizer import BSQHOptimizer
+
+#: Names that a message holds at most.
+_NAMED = 8
+
+
+class Gradients:
+    """Notices hooks that change the gradients between the adjoint sweep and the step.
+
+    Args:
+        parameters: Gives what is trained.
+    """
+
+    def __init__(self, parameters: Callable[[], list[Tensor]]) -> None:
+        self._parameters = parameters
+        self._before: list[tuple[int, int]] | None = None
+        self._was_said = False
+
+    def after_backward(self) -> None:
+        """Called before any hook can have seen the gradients."""
+        if not self._was_said:
+            self._before = self._state()
+
+    def after_step(self) -> None:
+        """Called when the step is done."""
+        if self._before is None:
+            return
+        if self._state() != self._before:
+            self._was_said = True
+            rank_zero_warn(
+                "A hook has changed the gradients between backward and the step (clip_grad_norm_, noise?). BSQHStrategy"
+                " takes them as they are, although they are no longer those of the loss: ε already bounds the step."
+                " Remove it."
+            )
+        self._before = None
+
+    def _state(self) -> list[tuple[int, int]]:
+        gradients = [p.grad for p in self._parameters()]
+        return [(id(g), versions(g)[0]) if g is not None else (0, 0) for g in gradients]
+
+
+class Rates:
+    """Notices who sets a learning rate, in a warm-up for instance.
+
+    Args:
+        optimizer: Whose groups are looked at.
+    """
+
+    def __init__(self, optimizer: BSQHOptimizer) -> None:
+        self._optimizer = optimizer
+        self._known = self._values()
+        self._was_said = False
+
+    def before_step(self) -> None:
+        """Called when the module's optimizer_step may have set something."""
+        if self._was_said:
+            return
+        now = self._values()
+        changed = sorted({key for place, value in self._known.items() if now.get(place) != value for key in place[1:]})
+        if changed:
+            self._was_said = True
+            rank_zero_warn(
+                f"Something has set {' and '.join(changed)} in the optimizer's param_groups (a warm-up in"
+                " optimizer_step, a scheduler or a callback?), which BSQHStrategy ignores: 1/(2ε) takes the place of"
+                " the learning rate and adapts itself, and R that of weight decay."
+            )
+
+    def after_step(self) -> None:
+        """Called when the optimizer has written its own."""
+        if not self._was_said:
+            self._known = self._values()
+
+    def _values(self) -> dict[tuple[int, str], object]:
+        groups = self._optimizer.param_groups
+        return {(i, key): group.get(key) for i, group in enumerate(groups) for key in ("lr", "weight_decay")}
+
+
+class Unused:
+    """Notices parameters that the loss never depends on.
+
+    Args:
+        parameters: Gives what is trained, by name.
+    """
+
+    def __init__(self, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._parameters = parameters
+        self._waiting: dict[str, Tensor] | None = None
+        self._steps = 0
+        self._was_said = False
+
+    def after_step(self) -> None:
+        """Called while the gradients of a step are still there."""
+        if self._was_said:
+            return
+        if self._waiting is None:
+            self._waiting = dict(self._parameters())
+        self._steps += 1
+        self._waiting = {name: p for name, p in self._waiting.items() if p.requires_grad and p.grad is None}
+
+    def say(self) -> None:
+        """Called when it is time: once all kinds of batches have been seen."""
+        if self._was_said or not self._steps:
+            return
+        self._was_said = True
+        if self._waiting:
+            rank_zero_warn(
+                f"The loss has not depended on {_listed(self._waiting)} in {self._steps} step(s): without a gradient,"
+                " nothing but R acts there. Freeze what is not to be trained, with requires_grad_(False)."
+            )
+        self._waiting = {}
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more
+
+
+def changes_gradients(trainer: pl.Trainer, module: pl.LightningModule, callbacks: Iterable[pl.Callback]) -> bool:
+    """Whether there is a hook that could change gradients, so that it is worth looking."""
+    hooks = ("on_after_backward", "on_before_optimizer_step")
+    by_module = any(
+        getattr(type(module), name) is not getattr(pl.LightningModule, name) or name in vars(module)
+        for name in (*hooks, "configure_gradient_clipping")
+    )
+    return by_module or any(
+        getattr(type(c), name) is not getattr(pl.Callback, name) for c in callbacks for name in hooks
+    )

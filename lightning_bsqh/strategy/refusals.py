@@ -1,0 +1,82 @@
+"""What cannot be trained by bSQH, refused with one sentence before anything is set up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import callbacks as known
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_bsqh.trainer_access import callbacks_of
+
+_NO_AVERAGES = "averaged weights have no exact zeros"
+_NO_ACCUMULATION = "an iteration needs forward, adjoint and trials on the same batch"
+
+
+def refuse_module(model: pl.LightningModule, precision: str) -> None:
+    """Raises MisconfigurationException for a module, or a Trainer around it, that cannot work.
+
+    Args:
+        model: The module, attached to its Trainer.
+        precision: The Trainer's precision.
+    """
+    name, trainer = type(model).__name__, model.trainer
+    if not callable(model.training_step):
+        raise MisconfigurationException(
+            f"training_step of {name} is {model.training_step!r}: define it as a method that returns the loss."
+        )
+    if not model.automatic_optimization:
+        raise MisconfigurationException(
+            f"{name} uses manual optimization (automatic_optimization=False), where the module"
+            " itself steps its optimizers; BSQHStrategy needs a training_step that returns the loss."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"accumulate_grad_batches={trainer.accumulate_grad_batches} cannot be used with BSQHStrategy:"
+            f" {_NO_ACCUMULATION}. Use larger batches instead."
+        )
+    if precision in ("16-mixed", "16-true", "bf16-true"):
+        raise MisconfigurationException(
+            f"precision={precision!r} cannot be used with BSQHStrategy: in half precision the"
+            " weights or the change of the loss over a step are rounded away."
+            " Use 'bf16-mixed', '32-true' or '64-true'."
+        )
+    if "dataloader_iter" in _arguments(model.training_step):
+        raise MisconfigurationException(
+            "A training_step that takes dataloader_iter cannot be used with BSQHStrategy: a trial must see the same"
+            " batch again. Take (batch, batch_idx) instead."
+        )
+
+
+def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # Something built in, whose arguments cannot be told.
+        return {}
+
+
+def refuse_callbacks(trainer: pl.Trainer) -> None:
+    """Raises MisconfigurationException for callbacks that cannot work, and warns of those that do nothing."""
+    refused: dict[type, str] = {
+        StochasticWeightAveraging: _NO_AVERAGES,
+        GradientAccumulationScheduler: _NO_ACCUMULATION,
+    }
+    if hasattr(known, "WeightAveraging"):  # Not in the oldest Lightning that is supported.
+        refused[known.WeightAveraging] = _NO_AVERAGES
+    callbacks: Sequence[pl.Callback] = callbacks_of(trainer)
+    for callback in callbacks:
+        for kind, reason in refused.items():
+            if isinstance(callback, kind):
+                raise MisconfigurationException(
+                    f"The callback {type(callback).__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
+                )
+    if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
+        rank_zero_warn(
+            "lr_find (LearningRateFinder) has no learning rate to find under BSQHStrategy: ε takes its place and adapts"
+            " itself. What it suggests is used for nothing; remove it."
+        )
