@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_bsqh.network.section import SectionState
+from lightning_bsqh.network.tensor_copies import equal
 from lightning_bsqh.network.things import same_value
 from lightning_bsqh.network.tree import same
 
@@ -23,7 +23,7 @@ def alike(first: SectionState, second: SectionState) -> bool:
 
 def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor):
-        return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first, second)
+        return equal(first, second)
     return same_value(first, second)
 
 

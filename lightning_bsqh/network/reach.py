@@ -33,12 +33,14 @@ AT_MOST = 20_000
 #: Libraries whose objects are no state of the user's, except for those that are taken care of by their kind.
 _LIBRARIES = frozenset(
     {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "lightning_bsqh", "torch"}
-    | {"torchvision", "numpy", "wandb", "tensorboard", "mlflow", "rich", "tqdm"}
+    | {"torchvision", "numpy", "wandb", "tensorboard", "mlflow", "rich"}
     | {"_pytest", "pytest", "hypothesis", "pluggy"}
 )
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 #: Of Python's own classes those that somebody keeps things in.
-_OPEN = frozenset({"collections", "types", "argparse", "queue"})
+_OPEN = frozenset({"collections", "types", "argparse", "queue", "weakref", "_weakrefset"})
+#: What is derived from their classes belongs to the system.
+_SYSTEM = frozenset({"threading", "multiprocessing", "logging", "socket", "subprocess", "concurrent", "asyncio", "_io"})
 #: Kinds that a user derives classes from which are no state of the network, wherever those are defined.
 _SURROUNDINGS = frozenset({"Trainer", "Strategy", "Logger", "Optimizer", "LightningDataModule", "DataLoader"})
 
@@ -156,6 +158,9 @@ class _Search:
                 self._passed.append(base)
                 self._add(things.thing_of_class(base))
                 self.queue.extend(v for v in vars(base).values() if type(v) not in ATOMS)
+                # A counter on the function itself.
+                written = [f for f in vars(base).values() if isinstance(f, types.FunctionType) and vars(f)]
+                self.queue.extend(vars(f) for f in written)
 
     def _add(self, thing: Thing) -> None:
         self.holding.things.append(thing)
@@ -187,6 +192,8 @@ class _Search:
 
     def value(self, value: Any) -> None:
         self.holding.values.append(value)
+        if things.is_array(value) and value.dtype.hasobject and value.size <= MANY:
+            self.queue.extend(value.ravel().tolist())
 
     def iterator(self, value: Any) -> None:
         self.holding.iterators.append(value)
@@ -291,7 +298,8 @@ def _is_users_own(kind: type) -> bool:
 
 def _is_foreign(kind: type) -> bool:
     """Whether the attributes of an object are nothing that a forward of the user's changes."""
-    if any(base.__name__ in _SURROUNDINGS and _package(base.__module__) in _LIBRARIES for base in kind.__mro__):
+    bases = [(base.__name__, _package(base.__module__)) for base in kind.__mro__]
+    if any((name in _SURROUNDINGS and home in _LIBRARIES) or home in _SYSTEM for name, home in bases):
         return True
     package = _package(kind.__module__)
     return package in _LIBRARIES or (package in _STANDARD | {"builtins"} and package not in _OPEN)

@@ -12,7 +12,7 @@ from lightning_bsqh.network import things
 from lightning_bsqh.network.contents import Contents
 from lightning_bsqh.network.outline import outline
 from lightning_bsqh.network.reach import Holding
-from lightning_bsqh.network.tensor_copies import TensorCopies, Watch, is_writable
+from lightning_bsqh.network.tensor_copies import TensorCopies, Watch, equal, is_writable
 from lightning_bsqh.network.things import Thing
 
 #: Up to this number of bytes a tensor or an array is always copied.
@@ -186,7 +186,7 @@ class SectionState:
         """The large tensors and arrays that have been written into since."""
         with torch.no_grad():
             for tensor, value in self.loose.items():
-                if tensor.shape != value.shape or tensor.dtype != value.dtype or not torch.equal(tensor, value):
+                if not equal(tensor, value):
                     yield tensor
         for target, value in self.values:
             if not things.same_value(things.value_of(target), value):

@@ -43,21 +43,20 @@ class TensorCopies:
             return
         for views, values in zip(layout.packs, self._packed, strict=True):
             # On other devices the comparison would be a reason to wait.
-            if values.device.type != "cpu" or not torch.equal(torch.cat(views), values):
+            if values.device.type != "cpu" or not equal(torch.cat(views), values):
                 torch._foreach_copy_(views, list(values.split([view.numel() for view in views])))
         for i, value in zip(layout.single, self._single, strict=True):
-            if value.device.type != "cpu" or not torch.equal(layout.tensors[i], value):
+            if value.device.type != "cpu" or not equal(layout.tensors[i], value):
                 _put(layout.tensors[i], value)
 
     def is_as(self, other: TensorCopies) -> bool:
         """Whether the same tensors had the same values, to the bit."""
         if self.layout is other.layout:
             pairs = zip(self._packed + self._single, other._packed + other._single, strict=True)
-            return all(torch.equal(a, b) for a, b in pairs)
+            return all(equal(a, b) for a, b in pairs)
         mine, others = list(self.items()), list(other.items())
         return len(mine) == len(others) and all(
-            t is u and v.dtype == w.dtype and v.device == w.device and torch.equal(v, w)
-            for (t, v), (u, w) in zip(mine, others, strict=True)
+            t is u and equal(v, w) for (t, v), (u, w) in zip(mine, others, strict=True)
         )
 
     def items(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -81,7 +80,7 @@ class _Layout:
         self.pointers = _pointers(tensors)
         groups: dict[Any, list[int]] = {}
         for i, tensor in enumerate(tensors):
-            if is_plain(tensor) and tensor.numel() <= SMALL and tensor.is_contiguous():
+            if tensor.dtype in _PACKED and is_plain(tensor) and tensor.numel() <= SMALL and tensor.is_contiguous():
                 groups.setdefault((tensor.dtype, tensor.device), []).append(i)
             elif is_writable(tensor):
                 self.single.append(i)
@@ -100,7 +99,7 @@ class Watch:
 
     Args:
         tensors: The tensors.
-        probes: Views of some values, those of an earlier time if they are known.
+        earlier: The same at an earlier time, whose views of some values are used again.
     """
 
     def __init__(self, tensors: Sequence[Tensor], earlier: Watch | None = None) -> None:
@@ -133,8 +132,10 @@ class Watch:
 
 
 def _probe(tensor: Tensor) -> Tensor:
-    """A view of up to eight values; of none where a write past the counter is not to be expected."""
-    if not is_plain(tensor) or not tensor.is_contiguous() or tensor.grad_fn is not None or not tensor.numel():
+    """A view of some values; of none where nobody writes past the counter, or a look would make the host wait."""
+    if tensor.device.type != "cpu" or tensor.grad_fn is not None or not tensor.numel():
+        return torch.empty(0)
+    if not is_plain(tensor) or not tensor.is_contiguous():
         return torch.empty(0)
     return tensor.data.view(-1)[:: max(1, tensor.numel() // 8)]
 
@@ -168,16 +169,32 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+#: Not the small kinds of floats, of which many operations know nothing.
+_PACKED = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+)
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, *([torch.nn.Buffer] if hasattr(torch.nn, "Buffer") else [])})
 
 
 def is_writable(tensor: Tensor) -> bool:
     """Whether a forward could have written into ``tensor`` in place: not if its elements share memory."""
-    if is_lazy(tensor) or tensor.is_inference() or tensor.device.type == "meta":
+    if is_lazy(tensor) or tensor.is_nested or tensor.is_inference() or tensor.device.type == "meta":
         return False
     if tensor.layout != torch.strided:
         return True
     return not any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same to the bit; in doubt no."""
+    if first.layout != torch.strided or second.layout != torch.strided:
+        return False
+    alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
+    try:
+        return alike and torch.equal(first, second)
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def _pointers(tensors: Iterable[Tensor]) -> list[int]:
@@ -194,7 +211,8 @@ def _pointer(tensor: Tensor) -> int:
 
 def _put(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape == value.shape and tensor.dtype == value.dtype and tensor.layout == value.layout:
-        tensor.data.copy_(value)
+        # The data of a sparse tensor would be another one.
+        (tensor.data if tensor.layout == torch.strided else tensor).copy_(value)
     else:
         # It has been resized, or has become another one.
         tensor.data = value.clone()

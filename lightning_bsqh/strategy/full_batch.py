@@ -121,7 +121,7 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
         loss = self._forward_adjoint(closure)
         if not self.complete:
             return AdjointPass(loss, self.trial, is_complete=False)
-        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss), self.undo)
 
     def _forward_adjoint(self, closure: Callable[..., Any]) -> Tensor | None:
         with torch.enable_grad(), self._pooling():

@@ -261,10 +261,10 @@ class BSQHStrategy(SingleDeviceStrategy):
     def _make_sweeps(self, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
+        parameters = partial(_parameters_of, optimizer)
         if optimizer.full_batch is None:
-            self._sweeps = LightningSweeps(module, context, reduced)
+            self._sweeps = LightningSweeps(module, context, reduced, parameters)
         else:
-            parameters = partial(_parameters_of, optimizer)
             self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
 
     @override

@@ -88,6 +88,11 @@ class ClosureMicroBatch(MicroBatch):
     def starts_like(self, outcome: ForwardResult) -> bool:
         return self._before is None or (outcome.before is not None and self._before.same_as(outcome.before))
 
+    @override
+    def undo(self) -> None:
+        if self._before is not None:
+            self._before.restore()
+
     def _drew_nothing(self) -> bool:
         assert self._start is not None
         return self._start.same_as(RandomState.capture(self._devices))
@@ -132,7 +137,7 @@ class ClosureFullBatch(FullBatchSweeps[ClosureMicroBatch]):
         for batch in (None,) if self._batches is None else self._batches:
             self._forward_adjoint_of(batch)
         loss = self.end_pass()
-        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss), self.undo)
 
     def _forward_adjoint_of(self, batch: Any) -> None:
         part = self.next_part(lambda: ClosureMicroBatch(self._memory, self._devices))

@@ -216,6 +216,11 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     # ------------------------------------------------------------------ afterwards
 
     @override
+    def undo(self) -> None:
+        if self._parts:
+            self._parts[0].undo()
+
+    @override
     def resolution(self, loss: Tensor) -> float:
         # The mean is of double precision, whatever the losses are.
         return super().resolution(torch.empty((), dtype=self._dtype))

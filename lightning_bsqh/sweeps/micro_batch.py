@@ -92,6 +92,10 @@ class MicroBatch(ABC):
         """
 
     @abstractmethod
+    def undo(self) -> None:
+        """Puts the module back to what it was when this micro-batch came."""
+
+    @abstractmethod
     def starts_like(self, outcome: ForwardResult) -> bool:
         """Whether the module is as it was when the forward of that outcome began, metrics included."""
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from lightning_bsqh.sweeps import fast_pooling
-from lightning_bsqh.sweeps.fast_pooling import FastPooling, max_pool2x2_with_positions, tiled_max_pool2d
+from lightning_bsqh.sweeps.fast_pooling import (
+    FastPooling,
+    PoolingChoice,
+    max_pool2x2_with_positions,
+    tiled_max_pool2d,
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,3 +111,60 @@ def test_modules_and_compiled_modules() -> None:
     with torch.no_grad(), FastPooling():
         torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
         torch.testing.assert_close(torch.compile(network, backend="eager")(images), expected)
+
+
+# ---------------------------------------------------------------------- where it is active
+
+
+def mode_is_active() -> bool:
+    return torch.overrides._len_torch_function_stack() > 0
+
+
+def test_it_is_active_only_where_it_has_been_of_use() -> None:
+    images = torch.randn(1, 1, 4, 4)
+    used, unused, late = PoolingChoice(2), PoolingChoice(2), PoolingChoice(2)
+    for step in range(4):
+        for choice, pools in ((used, step == 1), (unused, False), (late, step == 3)):
+            with choice.forward():
+                assert mode_is_active() == (step < 2 or choice is used)
+                if pools:
+                    functional.max_pool2d(images, 2)
+        assert not mode_is_active()
+
+
+def test_an_exception_ends_it() -> None:
+    with pytest.raises(KeyError), PoolingChoice().forward():
+        raise KeyError
+    assert not mode_is_active()
+
+
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    return functional.max_pool2d(x[None, None], 2).square().sum()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.grad(pooled),
+        torch.func.vmap(torch.func.grad(pooled)),
+        torch.func.vmap(pooled),
+        torch.func.jacrev(pooled),
+        torch.func.hessian(pooled),
+        lambda x: torch.func.jvp(pooled, (x,), (torch.ones_like(x),)),
+    ],
+    ids=["grad", "vmap-grad", "vmap", "jacrev", "hessian", "jvp"],
+)
+def test_transforms_of_torch_func(transform: Any, request: pytest.FixtureRequest) -> None:
+    x = torch.randn(*((3,) if "vmap" in request.node.name else ()), 4, 4)
+    expected = transform(x)
+    with FastPooling():
+        torch.testing.assert_close(transform(x), expected)
+
+
+def test_forward_derivatives() -> None:
+    x, tangent = torch.randn(4, 4), torch.randn(4, 4)
+    found = []
+    for pooling in (FastPooling(), nullcontext()):
+        with forward_ad.dual_level(), pooling:
+            found.append(forward_ad.unpack_dual(pooled(forward_ad.make_dual(x, tangent))).tangent)
+    torch.testing.assert_close(found[0], found[1])
