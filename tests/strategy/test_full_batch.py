@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, Cardinality
-from lightning_bsqh.strategy import full_batch as lightning_full_batch
 from lightning_bsqh.callbacks import AugmentationMonitor, SparsityMonitor
+from lightning_bsqh.strategy import full_batch as lightning_full_batch
 from lightning_bsqh.strategy.full_batch import _OnHost
 from tests.counting import Counts
 from tests.problems import cross_entropy, data, smooth_network

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lightning_bsqh.wandb import workspace as wandb_workspace
 from lightning_bsqh.cli.main import main
+from lightning_bsqh.wandb import workspace as wandb_workspace
 from lightning_bsqh.wandb.workspace import build_workspace
 
 
