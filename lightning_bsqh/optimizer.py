@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.network.layer_calls import Boundaries
-from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
+from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.roles import role_of
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
@@ -120,6 +121,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
         found = find_layers(params, regularize, layers)
         self.regularizer = bind(regularizer, found, regularize)
+        nothing = acts_on_nothing(found)
+        if nothing is not None:
+            warnings.warn(nothing, stacklevel=2)
         self._demand = Demand([n for layer in found for n in layer.parameters if n in layer.regularized])
         groups = []
         for layer in found:

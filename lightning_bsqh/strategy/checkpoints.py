@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.plugins.io import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -50,6 +50,14 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def with_whole_files(io: CheckpointIO) -> CheckpointIO:
+    """The same, or :class:`WholeFileCheckpointIO` in the place of Lightning's default.
+
+    One that wraps another, as AsyncCheckpointIO, keeps Lightning's, which a strategy gives to it at every access.
+    """
+    return WholeFileCheckpointIO() if type(io) is TorchCheckpointIO else io
 
 
 def extra_state(device: torch.device, optimizer: BSQHOptimizer) -> dict[str, Any]:

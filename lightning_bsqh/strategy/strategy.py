@@ -26,7 +26,7 @@ from lightning_bsqh.network.layers import LayerChoice, check_layers, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.regularizers.by_name import check_option
-from lightning_bsqh.strategy.checkpoints import Resumption, WholeFileCheckpointIO, extra_state
+from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
 from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
 from lightning_bsqh.strategy.devices import OneDeviceStrategy
 from lightning_bsqh.strategy.full_batch import LightningFullBatch
@@ -107,7 +107,7 @@ class BSQHStrategy(OneDeviceStrategy):
     ) -> None:
         super().__init__(
             accelerator=accelerator,
-            checkpoint_io=WholeFileCheckpointIO() if checkpoint_io is None else checkpoint_io,
+            checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
         self._options: dict[str, Any] = {
@@ -139,6 +139,8 @@ class BSQHStrategy(OneDeviceStrategy):
     @override
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
+        # Only now: with one of ours from the start a Trainer would refuse one of the user's.
+        self.checkpoint_io = with_whole_files(self.checkpoint_io)
         trainer = trainer_of(model)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
