@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
-from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers
+from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.roles import role_of
 from lightning_bsqh.optimizer_state import FORMAT, check_state
 from lightning_bsqh.options import BSQHOptions
@@ -128,6 +129,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._regularized: set[str] = set()
         self._layers = find_layers(params, regularize, layers)
         _refuse_half_precision(self._layers)
+        nothing = acts_on_nothing(self._layers)
+        if nothing is not None:
+            warnings.warn(nothing, stacklevel=2)
         self.regularizer = self._first_regularizer(options)
         self._metric = make_metric(metric)
         self._stepper = Stepper(self._layers, self._metric, sweep, Reduction())

@@ -19,10 +19,11 @@ from lightning_bsqh import callbacks
 
 #: What Python says by itself, and no user can make anything of.
 RAW = re.compile(
-    r"object is not|is not iterable|not callable|subscriptable|unhashable|not supported between|has no attribute"
+    r"object is not|is not iterable"
+    r"|not callable|subscriptable|unhashable|not supported between|has no attribute"
     r"|too large to convert|string or a real number|could not convert|invalid literal|can't multiply|ambiguous"
-    r"|Exceeds the limit"
-    r"|must be real number|unexpected keyword|cannot unpack|not enough values|too many values|can't optimize"
+    r"|Exceeds the limit|must be real number|unexpected keyword|cannot unpack|not enough values|too many values"
+    r"|can't optimize"
 )
 
 

@@ -160,7 +160,7 @@ class Boundaries:
         devices: Iterable[torch.device],
         inputs: Callable[[Layer], bool] | None = None,
     ) -> None:
-        self._layers = [layer for layer in layers if layer.modules]
+        self._layers = [layer for layer in layers if layer.can_be_watched]
         self._inputs = inputs or (lambda layer: True)
         self._devices = sorted(set(devices), key=str)
         self._memories: dict[int, Memory] = {}

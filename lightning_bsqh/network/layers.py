@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_bsqh._validation import names, shown
@@ -55,12 +56,17 @@ class Layer:
         return self.is_seen_affine or all(is_affine_module(module) for module in self.modules)
 
     @property
+    def can_be_watched(self) -> bool:
+        """Whether the calls of its modules can be seen; TorchScript takes no hooks."""
+        return bool(self.modules) and not any(isinstance(m, torch.jit.ScriptModule) for m in self.modules)
+
+    @property
     def can_be_run(self) -> bool:
         """Whether the true K of the layer is evaluated by running it alone.
 
         Not by default for a module that holds other layers: to run it is to run half the network.
         """
-        return bool(self.modules) and (self.chosen or all(_is_leaf(module) for module in self.modules))
+        return self.can_be_watched and (self.chosen or all(_is_leaf(module) for module in self.modules))
 
 
 def find_layers(
@@ -109,6 +115,17 @@ def find_layers(
     if regularize is not None:
         _select(found, regularize)
     return found
+
+
+def acts_on_nothing(layers: Sequence[Layer]) -> str | None:
+    """What to say if there is nothing that R acts on and the user has not chosen that; else None."""
+    if any(layer.regularized or any(role.is_weight for role in layer.roles.values()) for layer in layers):
+        return None
+    return (
+        "Nothing will be regularised, and no weight becomes zero: no parameter multiplies features with features, as"
+        f" the weight of a linear layer does, among {', '.join(n for layer in layers for n in layer.parameters)[:200]}."
+        " Choose tensors with regularize=[...]."
+    )
 
 
 def only_trained(layers: Sequence[Layer]) -> list[Layer]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 #: Modules whose named tensors multiply features with features, whatever their shape.
 _MULTIPLYING: tuple[type[nn.Module], ...] = (
@@ -25,6 +26,15 @@ _MULTIPLYING: tuple[type[nn.Module], ...] = (
     nn.MultiheadAttention,
 )
 _NORMALIZATIONS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+#: Normalizations whose parameters have one dimension.
+_FLAT: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 #: How the modules of torch call them; "_orig" is what pruning leaves.
 _WEIGHT_NAMES = re.compile(r"weight(_orig)?|weight_(ih|hh|hr)(_l\d+)?(_reverse)?|([qkv]|in)_proj_weight")
 
@@ -60,6 +70,8 @@ def role_of(name: str, tensor: Tensor, module: nn.Module | None = None) -> Role:
         module: The module that owns it, None if the network is not known.
     """
     path, _, short = name.rpartition(".")
+    if is_lazy(tensor):
+        return _of_lazy(name, short, module)
     if tensor.dim() < 2:
         return Role(False, "one dimension")
     owner, words = _words(path.rpartition(".")[2]), _words(short)
@@ -78,6 +90,19 @@ def role_of(name: str, tensor: Tensor, module: nn.Module | None = None) -> Role:
     return _by_shape(short, tensor, module)
 
 
+def _of_lazy(name: str, short: str, module: nn.Module | None) -> Role:
+    """Of a tensor whose shape is known only after the first forward; the modules of torch need none to tell."""
+    kind = getattr(module, "cls_to_become", None) or type(module)
+    if issubclass(kind, _MULTIPLYING) and _WEIGHT_NAMES.fullmatch(short):
+        return Role(True, f"weight of {kind.__name__}")
+    if issubclass(kind, (*_FLAT, *_MULTIPLYING)):
+        return Role(False, "one dimension")
+    raise TypeError(
+        f"params: {name} has no shape yet, so it cannot be told what it is: run one batch through the network before"
+        " the training, or before the optimizer is made."
+    )
+
+
 def _by_shape(short: str, tensor: Tensor, module: nn.Module | None) -> Role:
     if sum(size > 1 for size in tensor.shape) >= 2:
         return Role(True, "two dimensions or more", is_sure=False)
@@ -93,7 +118,8 @@ def _is_normalization(module: nn.Module) -> bool:
         return True
     if isinstance(module, _MULTIPLYING):
         return False
-    words = _words(type(module).__name__)
+    # TorchScript calls all its modules alike, but remembers.
+    words = _words(str(getattr(module, "original_name", type(module).__name__)))
     named = any(word.startswith("norm") or word.endswith("norm") for word in words)
     return named and not any(word.startswith("conv") or word in _NO_NORMALIZATION for word in words)
 

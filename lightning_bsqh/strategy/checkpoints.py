@@ -7,15 +7,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.fabric.plugins.io import CheckpointIO, TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.strategy.configured import parameters_of
 
 #: Number of the form of what is saved. Without one, it was written before there were numbers.
 FORMAT = 1
@@ -48,14 +52,68 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             raise
 
 
-def extra_state(device: torch.device, trained: Iterable[str]) -> dict[str, Any]:
+def with_whole_files(io: CheckpointIO) -> CheckpointIO:
+    """The same, or :class:`WholeFileCheckpointIO` in the place of Lightning's default.
+
+    One that wraps another, as AsyncCheckpointIO, keeps Lightning's, which a strategy gives to it at every access.
+    """
+    return WholeFileCheckpointIO() if type(io) is TorchCheckpointIO else io
+
+
+def extra_state(device: torch.device, optimizer: BSQHOptimizer) -> dict[str, Any]:
     """What a resumed run needs beside the optimizer's state.
 
     Args:
         device: Whose generator is kept, too.
-        trained: Names of the parameters that are not frozen.
+        optimizer: What trains; the names of its parameters are kept that are not frozen.
     """
-    return {"format": FORMAT, "random": RandomState.capture([device]).state_dict(), "trained": sorted(trained)}
+    offered = {id(p) for p in parameters_of(optimizer) if p.requires_grad}
+    trained = [n for layer in optimizer.layers for n, p in layer.parameters.items() if id(p) in offered]
+    return {"format": FORMAT, "random": RandomState.capture([device]).state_dict(), "trained": trained}
+
+
+class Resumption:
+    """What a checkpoint brings that is needed only once the training goes on."""
+
+    def __init__(self) -> None:
+        self._random: RandomState | None = None
+        self._trained: list[str] = []
+
+    def take(self, checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Keeps what :func:`extra_state` has added, and gives the states of the optimizers without it.
+
+        Raises:
+            ValueError: If the checkpoint is of a newer version.
+        """
+        states = [dict(state) for state in checkpoint["optimizer_states"]]
+        first = states[0] if states else {}
+        check_format(first)
+        first.pop("format", None)
+        random = first.pop("random", None)
+        self._trained = first.pop("trained", [])
+        self._random = None if random is None else random_state(random)
+        return states
+
+    def loaded(self) -> None:
+        """Called when the optimizer has taken its state."""
+        if self._random is not None:
+            self._random.restore()
+
+    def at_start(self, module: pl.LightningModule, optimizer: BSQHOptimizer, callbacks: Iterable[pl.Callback]) -> None:
+        """Continues a fine-tuning: Lightning's callback restores the groups and leaves frozen what it had unfrozen."""
+        trained, self._trained = self._trained, []
+        if any(isinstance(callback, BaseFinetuning) for callback in callbacks):
+            names = unfreeze_again(module, trained, parameters_of(optimizer))
+            if names:
+                rank_zero_info(f"Trained again, as when the checkpoint was written: {', '.join(names)}.")
+
+    def before_batch(self, batch_idx: int) -> None:
+        """Called before the forward sweep of a batch."""
+        if self._random is not None and batch_idx > 0:
+            # Resumed within an epoch: starting the data loader again has drawn numbers that the uninterrupted run
+            # did not draw.
+            self._random.restore()
+        self._random = None
 
 
 def check_format(state: Mapping[str, Any]) -> None:

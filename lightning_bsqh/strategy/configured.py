@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_bsqh._validation import shown
@@ -108,7 +110,49 @@ def _nonsense(what: str) -> MisconfigurationException:
     )
 
 
-def borrow_settings(optimizer: BSQHOptimizer, given: torch.optim.Optimizer) -> None:
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters of all groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def choose_optimizer(
+    configured: Configured,
+    owner: str,
+    make: Callable[[torch.optim.Optimizer | None], BSQHOptimizer],
+    has_options: bool,
+) -> BSQHOptimizer:
+    """The module's own BSQHOptimizer, or one that trains what its optimizer would; says what is ignored.
+
+    Args:
+        configured: What configure_optimizers returned.
+        owner: Name of the module's class.
+        make: Makes an optimizer for what another one would train.
+        has_options: Whether the user gave options to the strategy.
+
+    Raises:
+        MisconfigurationException: If there are several optimizers.
+    """
+    given = configured.only_optimizer(owner)
+    if isinstance(given, BSQHOptimizer):
+        if configured.schedulers:
+            names = " and ".join(configured.scheduler_names)
+            rank_zero_warn(f"{names} from configure_optimizers is ignored: ε has its own schedule.")
+        if has_options:
+            rank_zero_warn(
+                "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its own."
+            )
+        return given
+    optimizer = make(given)
+    if given is not None:
+        rank_zero_warn(
+            f"{configured.names} from configure_optimizers is ignored:"
+            " BSQHStrategy trains the same parameters by the bSQH method."
+        )
+        _borrow_settings(optimizer, given)
+    return optimizer
+
+
+def _borrow_settings(optimizer: BSQHOptimizer, given: torch.optim.Optimizer) -> None:
     """Lets code that reads other settings of the user's optimizer from a group find them; nothing uses them."""
     plain = {k: v for k, v in given.defaults.items() if v is None or isinstance(v, (bool, int, float, str))}
     for group in optimizer.param_groups:

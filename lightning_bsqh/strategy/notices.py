@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_bsqh.network.tree import versions
 from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.strategy.configured import parameters_of
+from lightning_bsqh.trainer_access import callbacks_of
 
 #: Names that a message holds at most.
 _NAMED = 8
@@ -121,13 +123,70 @@ class Unused:
         self._waiting = {}
 
 
+class Notices:
+    """All three, for one training.
+
+    Args:
+        trainer: The Trainer.
+        module: The module.
+        optimizer: What trains it.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
+        watched = _changes_gradients(module, callbacks_of(trainer))
+        self._gradients = Gradients(lambda: parameters_of(optimizer)) if watched else None
+        self._rates = Rates(optimizer)
+        self._unused = Unused(lambda: {n: p for layer in optimizer.layers for n, p in layer.trained.items()})
+
+    def before_step(self) -> None:
+        """Called when the optimizer is about to step."""
+        self._rates.before_step()
+
+    def after_backward(self) -> None:
+        """Called before any hook can have seen the gradients."""
+        if self._gradients is not None:
+            self._gradients.after_backward()
+
+    def after_step(self, is_last_batch: bool) -> None:
+        """Called when a step is done, while its gradients are still there."""
+        self._rates.after_step()
+        if self._gradients is not None:
+            self._gradients.after_step()
+        self._unused.after_step()
+        if is_last_batch:
+            self._unused.say()
+
+    def at_end(self) -> None:
+        """Called when the training ends."""
+        self._unused.say()
+
+
+def say_how_it_ended(optimizer: BSQHOptimizer, is_within_pass: bool) -> None:
+    """Warns if a training has ended before its demand was met, or within a pass over the data."""
+    if is_within_pass:
+        rank_zero_warn(
+            "The training ended within a pass over the data, which batch_mode='full' does not use: give max_epochs"
+            " to the Trainer or max_iterations to BSQHStrategy instead of max_steps."
+        )
+    if optimizer.meets_constraint():
+        return
+    report = optimizer.last_step
+    reason = "It was stopped within the ramp."
+    if report is not None and report.tightened and not report.accepted:
+        reason = "The last trials were rejected: with so many zeros the loss is not finite, or rises too far."
+    rank_zero_warn(
+        f"The training ended before {optimizer.regularizer!r} was met:"
+        f" {100 * optimizer.sparsity():.2f} % of the weights are zero. {reason}"
+    )
+
+
 def _listed(names: Iterable[str]) -> str:
     found = list(names)
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return ", ".join(found[:_NAMED]) + more
 
 
-def changes_gradients(trainer: pl.Trainer, module: pl.LightningModule, callbacks: Iterable[pl.Callback]) -> bool:
+def _changes_gradients(module: pl.LightningModule, callbacks: Iterable[pl.Callback]) -> bool:
     """Whether there is a hook that could change gradients, so that it is worth looking."""
     hooks = ("on_after_backward", "on_before_optimizer_step")
     by_module = any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_bsqh.network.layers import Layer
+from lightning_bsqh.network.roles import Role
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 #: Steps between two counts of the zeros.
@@ -125,19 +127,23 @@ def _count(tensors: list[Tensor]) -> str:
 def decisions(layers: list[Layer]) -> list[str]:
     """What was decided about tensors of two dimensions or more that are no weights of a module of torch."""
     out, by_shape = [], []
-    for layer in layers:
-        for name, parameter in layer.trained.items():
-            role = layer.roles.get(name)
-            if role is None or role.reason == "one dimension" or role.is_weight != (name in layer.regularized):
-                # The user has decided otherwise, and knows.
-                continue
-            if not role.is_weight:
-                out.append(f"{name} {list(parameter.shape)} ({role.reason})")
-            elif not role.is_sure:
-                by_shape.append(f"{name} {list(parameter.shape)}")
+    for name, parameter, role, is_regularized in _open_to_doubt(layers):
+        # Where the user has decided otherwise, it is known.
+        if not role.is_weight and not is_regularized:
+            out.append(f"{name} {list(parameter.shape)} ({role.reason})")
+        elif role.is_weight and not role.is_sure and is_regularized:
+            by_shape.append(f"{name} {list(parameter.shape)}")
     lines = [f"Not regularised, though of two dimensions or more: {_listed(out)}."] if out else []
     lines += [f"Regularised by their shape alone: {_listed(by_shape)}."] if by_shape else []
     return [*lines, "regularize=[...] decides otherwise, by names."] if lines else []
+
+
+def _open_to_doubt(layers: list[Layer]) -> Iterator[tuple[str, Tensor, Role, bool]]:
+    """The trained tensors of two dimensions or more, as far as their shape is known."""
+    for layer in layers:
+        for name, parameter in layer.trained.items():
+            if name in layer.roles and not is_lazy(parameter) and parameter.dim() >= 2:
+                yield name, parameter, layer.roles[name], name in layer.regularized
 
 
 def _listed(names: list[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import BaseFinetuning, ModelSummary
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.plugins import CheckpointIO, Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -20,22 +20,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
-from lightning_bsqh.network.layers import find_layers
-from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.layers import LayerChoice, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
-from lightning_bsqh.strategy.checkpoints import (
-    WholeFileCheckpointIO,
-    check_format,
-    extra_state,
-    random_state,
-    unfreeze_again,
-)
-from lightning_bsqh.strategy.configured import Configured, borrow_settings, read_configured
+from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
+from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
+from lightning_bsqh.strategy.devices import OneDeviceStrategy
 from lightning_bsqh.strategy.full_batch import LightningFullBatch
 from lightning_bsqh.strategy.length import TrainingLength
-from lightning_bsqh.strategy.notices import Gradients, Rates, Unused, changes_gradients
+from lightning_bsqh.strategy.notices import Notices, say_how_it_ended
 from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import refuse_callbacks, refuse_module
@@ -44,7 +38,7 @@ from lightning_bsqh.sweeps.base import check_loss
 from lightning_bsqh.trainer_access import callbacks_of, trainer_of
 
 
-class BSQHStrategy(SingleDeviceStrategy):
+class BSQHStrategy(OneDeviceStrategy):
     """Trains any LightningModule that returns a loss by the bSQH method instead of by its own optimizer.
 
     ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the one device that the
@@ -98,7 +92,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         max_trials: int = 6,
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
-        layers: str | Sequence[str] | Callable[[str, nn.Module], bool] = "leaf",
+        layers: LayerChoice = "leaf",
         sweep: str = "jacobi",
         batch_mode: str = "mini",
         kappa: float = 1e-9,
@@ -111,7 +105,7 @@ class BSQHStrategy(SingleDeviceStrategy):
     ) -> None:
         super().__init__(
             accelerator=accelerator,
-            checkpoint_io=WholeFileCheckpointIO() if checkpoint_io is None else checkpoint_io,
+            checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
         self._options = BSQHOptions(
@@ -134,50 +128,18 @@ class BSQHStrategy(SingleDeviceStrategy):
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
-        self._resumed_random: RandomState | None = None
-        self._resumed_trained: list[str] = []
+        self._resumption = Resumption()
         self._length: TrainingLength | None = None
-        self._rates: Rates | None = None
-        self._gradients: Gradients | None = None
-        self._unused: Unused | None = None
+        self._notices: Notices | None = None
         self._progress: ProgressMetrics | None = None
-
-    # ------------------------------------------------------------------ devices
-
-    @property
-    def parallel_devices(self) -> list[torch.device]:
-        """Empty, so that every Trainer hands over its own device; Lightning sets it."""
-        return []
-
-    @parallel_devices.setter
-    def parallel_devices(self, devices: Sequence[torch.device] | None) -> None:
-        devices = list(devices or [])
-        if len(devices) > 1:
-            raise MisconfigurationException(
-                f"BSQHStrategy runs on one device in this version, the Trainer was given {len(devices)}:"
-                " pass Trainer(devices=1)."
-            )
-        if devices:
-            self._root_device = torch.device(devices[0])
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of machines, always 1 in this version."""
-        return 1
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        if num_nodes != 1:
-            raise MisconfigurationException(
-                f"BSQHStrategy runs on one machine in this version, got num_nodes={num_nodes}:"
-                " pass Trainer(num_nodes=1)."
-            )
 
     # ------------------------------------------------------------------ before the training
 
     @override
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
+        # Only now: with one of ours from the start a Trainer would refuse one of the user's.
+        self.checkpoint_io = with_whole_files(self.checkpoint_io)
         trainer = trainer_of(model)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -210,15 +172,14 @@ class BSQHStrategy(SingleDeviceStrategy):
         module = self.lightning_module
         assert module is not None
         configured = read_configured(module.configure_optimizers(), type(module).__name__)
-        optimizer = self._choose_optimizer(module, configured)
+        optimizer = choose_optimizer(
+            configured, type(module).__name__, partial(self._make_optimizer, module), not self._options.are_default
+        )
         self.optimizers = [optimizer]
         rate = show_one_rate(optimizer)
         self.lr_scheduler_configs = [stand_in(scheduler, rate) for scheduler in configured.schedulers]
         self._length = TrainingLength(trainer, optimizer)
-        self._rates = Rates(optimizer)
-        self._unused = Unused(lambda: {n: p for layer in optimizer.layers for n, p in layer.trained.items()})
-        watched = changes_gradients(trainer, module, callbacks_of(trainer))
-        self._gradients = Gradients(lambda: _parameters_of(optimizer)) if watched else None
+        self._notices = Notices(trainer, module, optimizer)
         self._detach_progress()
         self._progress = ProgressMetrics(trainer, optimizer)
         if any(isinstance(c, ModelSummary) for c in callbacks_of(trainer)):
@@ -228,32 +189,11 @@ class BSQHStrategy(SingleDeviceStrategy):
             rank_zero_info("\n" + layer_summary(optimizer))
         self._make_sweeps(module, optimizer)
 
-    def _choose_optimizer(self, module: pl.LightningModule, configured: Configured) -> BSQHOptimizer:
-        given = configured.only_optimizer(type(module).__name__)
-        if isinstance(given, BSQHOptimizer):
-            if configured.schedulers:
-                names = " and ".join(configured.scheduler_names)
-                rank_zero_warn(f"{names} from configure_optimizers is ignored: ε has its own schedule.")
-            if not self._options.are_default:
-                rank_zero_warn(
-                    "The options of BSQHStrategy are ignored: configure_optimizers returned a BSQHOptimizer with its"
-                    " own."
-                )
-            return given
-        optimizer = self._make_optimizer(module, given)
-        if given is not None:
-            rank_zero_warn(
-                f"{configured.names} from configure_optimizers is ignored:"
-                " BSQHStrategy trains the same parameters by the bSQH method."
-            )
-            borrow_settings(optimizer, given)
-        return optimizer
-
     def _make_optimizer(self, module: pl.LightningModule, given: torch.optim.Optimizer | None) -> BSQHOptimizer:
         layers = find_layers(module, self._options.regularize, self._options.layers)
         if given is not None:
             # A module that hands only part of its parameters to its optimizer wants only these trained.
-            wanted = {id(p) for p in _parameters_of(given)}
+            wanted = {id(p) for p in parameters_of(given)}
             for layer in layers:
                 layer.waiting = {name for name, p in layer.parameters.items() if id(p) not in wanted}
         return BSQHOptimizer(layers, **self._options.for_found_layers())
@@ -261,7 +201,7 @@ class BSQHStrategy(SingleDeviceStrategy):
     def _make_sweeps(self, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
         context = self.precision_plugin.train_step_context
-        parameters = partial(_parameters_of, optimizer)
+        parameters = partial(parameters_of, optimizer)
         if optimizer.full_batch is None:
             self._sweeps = LightningSweeps(module, context, reduced, parameters)
         else:
@@ -271,44 +211,20 @@ class BSQHStrategy(SingleDeviceStrategy):
     def on_train_start(self) -> None:
         super().on_train_start()
         assert self._length is not None
-        self._unfreeze_again()
+        assert self.lightning_module is not None
+        self._resumption.at_start(self.lightning_module, self._optimizer, callbacks_of(self._trainer))
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
         self._length.begin()
         # A training that had finished is resumed.
         self._trainer.should_stop = self._trainer.should_stop or self._optimizer.finished
 
-    def _unfreeze_again(self) -> None:
-        """Continues a fine-tuning: Lightning's callback restores the groups and leaves frozen what it had unfrozen."""
-        trained, self._resumed_trained = self._resumed_trained, []
-        if any(isinstance(callback, BaseFinetuning) for callback in callbacks_of(self._trainer)):
-            module = self.lightning_module
-            assert module is not None
-            names = unfreeze_again(module, trained, _parameters_of(self._optimizer))
-            if names:
-                rank_zero_info(f"Trained again, as when the checkpoint was written: {', '.join(names)}.")
-
     @override
     def on_train_end(self) -> None:
         super().on_train_end()
-        if self._unused is not None:
-            self._unused.say()
-        if isinstance(self._sweeps, LightningFullBatch) and self._sweeps.is_within_pass:
-            rank_zero_warn(
-                "The training ended within a pass over the data, which batch_mode='full' does not use: give max_epochs"
-                " to the Trainer or max_iterations to BSQHStrategy instead of max_steps."
-            )
-        if not self._optimizer.meets_constraint():
-            report = self._optimizer.last_step
-            rank_zero_warn(
-                f"The training ended before {self._optimizer.regularizer!r} was met:"
-                f" {100 * self._optimizer.sparsity():.2f} % of the weights are zero. "
-                + (
-                    "The last trials were rejected: with so many zeros the loss is not finite, or rises too far."
-                    if report is not None and report.tightened and not report.accepted
-                    else "It was stopped within the ramp."
-                )
-            )
+        if self._notices is not None:
+            self._notices.at_end()
+        say_how_it_ended(self._optimizer, isinstance(self._sweeps, LightningFullBatch) and self._sweeps.is_within_pass)
 
     # ------------------------------------------------------------------ one batch
 
@@ -318,12 +234,7 @@ class BSQHStrategy(SingleDeviceStrategy):
         assert self._sweeps is not None
         assert self._length is not None
         self._length.follow()
-        if self._resumed_random is not None:
-            if self._trainer.fit_loop.batch_idx > 0:
-                # Resumed within an epoch: starting the data loader again has drawn numbers that the
-                # uninterrupted run did not draw.
-                self._resumed_random.restore()
-            self._resumed_random = None
+        self._resumption.before_batch(self._trainer.fit_loop.batch_idx)
         if isinstance(self._sweeps, LightningFullBatch):
             trainer, step = self._trainer, super().training_step
             return self._sweeps.forward_sweep(
@@ -350,8 +261,8 @@ class BSQHStrategy(SingleDeviceStrategy):
     ) -> Tensor | None:
         """The iteration: Lightning's closure does the forward and adjoint sweep, once, with all hooks."""
         assert self._sweeps is not None
-        assert self._rates is not None
-        self._rates.before_step()
+        assert self._notices is not None
+        self._notices.before_step()
         try:
             loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
             if self._sweeps.closure_was_withheld:
@@ -359,23 +270,12 @@ class BSQHStrategy(SingleDeviceStrategy):
                     "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
                     " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
                 )
-            self._notice()
+            self._notices.after_step(self._trainer.is_last_batch)
             if self._optimizer.finished:
                 self._trainer.should_stop = True
             return loss
         finally:
             self._sweeps.release()
-
-    def _notice(self) -> None:
-        """Looks, after a step, at what the module has done beside it."""
-        assert self._rates is not None
-        assert self._unused is not None
-        self._rates.after_step()
-        if self._gradients is not None:
-            self._gradients.after_step()
-        self._unused.after_step()
-        if self._trainer.is_last_batch:
-            self._unused.say()
 
     @override
     def backward(
@@ -386,8 +286,8 @@ class BSQHStrategy(SingleDeviceStrategy):
         self.pre_backward(closure_loss)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
         self.precision_plugin.backward(closure_loss, self.lightning_module, optimizer, *args, **kwargs)
-        if self._gradients is not None:
-            self._gradients.after_backward()
+        if self._notices is not None:
+            self._notices.after_backward()
         closure_loss = self.precision_plugin.post_backward(closure_loss, self.lightning_module)
         self.post_backward(closure_loss)
         return closure_loss
@@ -409,23 +309,12 @@ class BSQHStrategy(SingleDeviceStrategy):
     @override
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state, and that of the generators, so that a resumed run draws the same dropout masks."""
-        offered = {id(p) for p in _parameters_of(self._optimizer) if p.requires_grad}
-        tensors = [(n, p) for layer in self._optimizer.layers for n, p in layer.parameters.items()]
-        trained = [n for n, p in tensors if id(p) in offered]
-        return {**super().optimizer_state(optimizer), **extra_state(self.root_device, trained)}
+        return {**super().optimizer_state(optimizer), **extra_state(self.root_device, self._optimizer)}
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        states = [dict(state) for state in checkpoint["optimizer_states"]]
-        first = states[0] if states else {}
-        check_format(first)
-        first.pop("format", None)
-        random, trained = first.pop("random", None), first.pop("trained", [])
-        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
-        self._resumed_trained = trained
-        if random is not None:
-            self._resumed_random = random_state(random)
-            self._resumed_random.restore()
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": self._resumption.take(checkpoint)})
+        self._resumption.loaded()
 
     # ------------------------------------------------------------------ afterwards
 
@@ -440,8 +329,8 @@ class BSQHStrategy(SingleDeviceStrategy):
         for optimizer in self.optimizers:
             hide_one_rate(optimizer)
         self._sweeps, self._length = None, None
-        self._rates, self._gradients, self._unused = None, None, None
-        self._resumed_random, self._resumed_trained = None, []
+        self._notices = None
+        self._resumption = Resumption()
         self._detach_progress()
         super().teardown()
 
@@ -459,10 +348,6 @@ class BSQHStrategy(SingleDeviceStrategy):
 def _no_optimizer() -> None:
     """Stands in for a missing configure_optimizers."""
     return None
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 if BSQHStrategy.strategy_name not in StrategyRegistry.available_strategies():

@@ -181,14 +181,6 @@ class Averaging(SmallModule):
         return [StochasticWeightAveraging(swa_lrs=0.1)]
 
 
-class Clipping(SmallModule):
-    @override
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
-
-
 def refused(
     trainer: L.Trainer, module: SmallModule, loader: Any, error: Any, words: list[str], *, one_forward: bool = False
 ) -> None:
@@ -215,7 +207,6 @@ def refused(
         (Several, ["Several", "2 optimizers", "Adam, SGD"]),
         (OwnIterator, ["dataloader_iter", "(batch, batch_idx)"]),
         (Averaging, ["StochasticWeightAveraging", "exact zeros"]),
-        (Clipping, ["configure_gradient_clipping"]),
     ],
 )
 def test_modules_that_cannot_work(make_trainer: Any, make_loader: Any, make: Any, words: list[str]) -> None:
@@ -225,8 +216,6 @@ def test_modules_that_cannot_work(make_trainer: Any, make_loader: Any, make: Any
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gradient_clip_val": 1.0}, ["gradient_clip_val=1.0"]),
-        ({"gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}, ["gradient_clip_val=0.5"]),
         ({"accumulate_grad_batches": 2}, ["accumulate_grad_batches=2", "larger batches"]),
         ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, ["GradientAccumulationScheduler"]),
         ({"callbacks": [StochasticWeightAveraging(swa_lrs=0.1)]}, ["StochasticWeightAveraging", "exact zeros"]),

@@ -168,7 +168,8 @@ def test_another_optimizer_is_named_in_one_warning(
     for name in names:
         assert name in message
     assert "ignored" in message
-    assert trainer.lr_scheduler_configs == []
+    # Code that asks for a scheduler finds one in its place.
+    assert len(trainer.lr_scheduler_configs) == len(names) - 1
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -435,7 +436,8 @@ def test_learning_rate_monitor_shows_the_step_length(make_trainer: Any, make_loa
     )
     fit(trainer, SmallModule(), make_loader(), steps=6)
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    assert "net.0" in rows[0]
+    # All layers have the same, so it is one curve.
+    assert [name for name in rows[0].split(",") if name.startswith("lr-")] == ["lr-BSQHOptimizer"]
     assert optimizer_of(trainer).param_groups[0]["lr"] == 0.5 / optimizer_of(trainer).last_step.epsilon  # type: ignore[union-attr]
 
 
