@@ -40,10 +40,12 @@ class Iteration:
         self.parameters = parameters
         self.gradients = gradients
         self._checks = checks
-        self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._metric = metric
+        if regularizer.depends_on_metric:
+            regularizer = regularizer.held_in([metric()[i] for i in regularized])
         self._regularizer = regularizer
         self._regularized = regularized
+        self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._weights = [parameters[i] for i in regularized]
         self._start = self._base = _copies(parameters)
         # Whether the parameters may hold something else than the base point.
