@@ -179,3 +179,8 @@ def test_ternary_has_three_levels_for_every_layer() -> None:
     for regularizer in by_name.values():
         low, middle, high = regularizer["init_args"]["levels"]
         assert low == -high < middle == 0.0
+
+
+def test_two_of_four_is_what_sparse_tensor_cores_take() -> None:
+    options = _recipe("mnist_lenet5_2of4.yaml")["trainer"]["strategy"]["init_args"]["regularizer"]
+    assert options == {"class_path": "lightning_bsqh.NM", "init_args": {"n": 2, "m": 4}}

@@ -200,7 +200,9 @@ def pmp_residual(
     boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
     loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
     weights = _doubles(parameters, regularizer, {n for layer in found for n in layer.regularized})
-    at = _Point(weights, gradients, _metric(metric, weights, gradients, regularizer), regularizer, found, epsilon)
+    d = _metric(metric, weights, gradients, regularizer)
+    regularizer = regularizer.held_in([d[n] for layer in found for n in layer.parameters if n in layer.regularized])
+    at = _Point(weights, gradients, d, regularizer, found, epsilon)
     sampled = {
         layer.name: at.sampled(layer, parameters, boundaries, samples)
         for layer in bent

@@ -53,13 +53,16 @@ class Iteration:
         self.gradients = gradients
         self.packs = list(packs) if packs is not None else make_packs(parameters, set(regularized))
         self._checks = checks
-        self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._metric = metric
         self._regularizer = regularizer
         self._regularized = regularized
+        self._start = self._base = [pack.values() for pack in self.packs]
+        if regularizer.depends_on_metric:
+            metrics = self._of_parameters(self.linearisation()[1])
+            regularizer = self._regularizer = regularizer.held_in([metrics[i] for i in regularized])
+        self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._on_vector = None if apart or len(self.packs) != 1 or not regularized else self._joined_regularizer()
         self._acting = regularizer if self._on_vector is None else self._on_vector
-        self._start = self._base = [pack.values() for pack in self.packs]
         self._layer_base: Sequence[Tensor] = ()
         self._layer_metric: Sequence[MetricWeight] = ()
         self._layer_regularizers: dict[int, Regularizer] = {}

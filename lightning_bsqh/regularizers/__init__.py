@@ -2,6 +2,7 @@
 
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.box import Box
+from lightning_bsqh.regularizers.budget import Budget
 from lightning_bsqh.regularizers.by_name import ByName
 from lightning_bsqh.regularizers.cardinality import Cardinality
 from lightning_bsqh.regularizers.checking import check_regularizer
@@ -13,13 +14,16 @@ from lightning_bsqh.regularizers.l1 import L1
 from lightning_bsqh.regularizers.l2 import L2
 from lightning_bsqh.regularizers.l_half import LHalf
 from lightning_bsqh.regularizers.l_two_thirds import LTwoThirds
+from lightning_bsqh.regularizers.nm import NM
 from lightning_bsqh.regularizers.sums import WithL2
 
 __all__ = [
     "L0",
     "L1",
     "L2",
+    "NM",
     "Box",
+    "Budget",
     "ByName",
     "Cardinality",
     "Discrete",

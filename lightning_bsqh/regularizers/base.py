@@ -47,6 +47,36 @@ class Regularizer(ABC):
         return False
 
     @property
+    def depends_on_metric(self) -> bool:
+        """Whether the value of R depends on the metric D, so that it has to be asked of :meth:`held_in`."""
+        return False
+
+    def held_in(self, metric: Sequence[MetricWeight]) -> Regularizer:
+        """R as it holds as long as the metric is this one; R itself unless it depends on it.
+
+        Args:
+            metric: D for each regularised tensor, in the fixed order.
+        """
+        return self
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether R cannot do without what :meth:`with_costs` tells it."""
+        return False
+
+    def with_costs(self, costs: Sequence[int]) -> Regularizer:
+        """R with the number of uses of every tensor known, such as the places at which a convolution is evaluated.
+
+        Args:
+            costs: For each regularised tensor, in the fixed order, the multiply-adds of one of its weights for one
+                sample, at least 1.
+
+        Returns:
+            A copy if R asks for them, else R itself.
+        """
+        return self
+
+    @property
     def couples_tensors(self) -> bool:
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False

@@ -70,11 +70,33 @@ class Box(Regularizer):
     def at(self, step: int, total_steps: int | None) -> Regularizer:
         if self.regularizer is None:
             return self
-        inside = self.regularizer.at(step, total_steps)
-        if inside is self.regularizer:
-            return self
-        low = None if math.isinf(self.low) else self.low
-        return Box(low, None if math.isinf(self.high) else self.high, inside)
+        return self._around(self.regularizer.at(step, total_steps))
+
+    def _around(self, inside: Regularizer) -> Regularizer:
+        low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
+        return self if inside is self.regularizer else Box(low, high, inside)
+
+    @property
+    @override
+    def depends_on_metric(self) -> bool:
+        return self.regularizer is not None and self.regularizer.depends_on_metric
+
+    @override
+    def held_in(self, metric: Sequence[MetricWeight]) -> Regularizer:
+        return self if self.regularizer is None else self._around(self.regularizer.held_in(metric))
+
+    @property
+    @override
+    def needs_costs(self) -> bool:
+        return self.regularizer is not None and self.regularizer.needs_costs
+
+    @override
+    def with_costs(self, costs: Sequence[int]) -> Regularizer:
+        return self if self.regularizer is None else self._around(self.regularizer.with_costs(costs))
+
+    @override
+    def restricted_to(self, positions: Sequence[int]) -> Regularizer:
+        return self if self.regularizer is None else self._around(self.regularizer.restricted_to(positions))
 
     @override
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
@@ -136,8 +158,7 @@ class Box(Regularizer):
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
         if self.regularizer is None:
             return [self] * len(weights)
-        low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
-        return [Box(low, high, part) for part in self.regularizer.separate(weights)]
+        return [self._around(part) for part in self.regularizer.separate(weights)]
 
     @override
     def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -45,6 +45,25 @@ class ByName(Regularizer):
 
     @property
     @override
+    def depends_on_metric(self) -> bool:
+        return any(r.depends_on_metric for r in self.regularizers.values())
+
+    @override
+    def held_in(self, metric: Sequence[MetricWeight]) -> Regularizer:
+        return ByName({name: r.held_in(self._of(name, metric)) for name, r in self.regularizers.items()}, self.owners)
+
+    @property
+    @override
+    def needs_costs(self) -> bool:
+        return any(r.needs_costs for r in self.regularizers.values())
+
+    @override
+    def with_costs(self, costs: Sequence[int]) -> Regularizer:
+        known = {name: r.with_costs(self._of(name, costs)) for name, r in self.regularizers.items()}
+        return ByName(known, self.owners)
+
+    @property
+    @override
     def couples_tensors(self) -> bool:
         return any(r.couples_tensors and self.owners.count(name) > 1 for name, r in self.regularizers.items())
 

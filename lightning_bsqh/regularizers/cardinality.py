@@ -11,15 +11,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, integer, number
-from lightning_bsqh.foreach import at_least, multiply_each_, no_larger, norms, scalars, squares
-from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
-from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
-from lightning_bsqh.regularizers.groups import Groups
-from lightning_bsqh.regularizers.selection import keep_largest, keep_largest_overall
-from lightning_bsqh.regularizers.tightening import TighteningConstraint
+from lightning_bsqh.foreach import at_least, no_larger, norms, scalars
+from lightning_bsqh.regularizers.base import Regularizer
+from lightning_bsqh.regularizers.erdos_renyi import erdos_renyi_counts
+from lightning_bsqh.regularizers.groups import Groups, fan_in, rows
+from lightning_bsqh.regularizers.selection import (
+    keep_blocks,
+    keep_largest,
+    keep_largest_in_rows,
+    keep_largest_overall,
+)
+from lightning_bsqh.regularizers.support import SupportConstraint
 
 
-class Cardinality(TighteningConstraint, ZeroInBox):
+class Cardinality(SupportConstraint):
     """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
 
     The k largest ε D z² are kept, over all layers together or in each weight tensor for itself; among equal
@@ -38,12 +43,16 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         interval: Number of iterations from one tightening to the next. None takes a 200th of the
             training, at least 2 and at most 100: between tightenings the iterate is admissible and
             the acceptance test is that of a fixed objective.
-        scope: ``"global"`` counts over all weights together; ``"layer"`` lets every weight tensor of n_l
-            elements keep its own n_l − round(sparsity·n_l), so that no layer can be emptied for another.
+        scope: What competes. ``"global"``: all weights together. ``"layer"``: the weights of a tensor; each of n_l
+            elements keeps its own n_l − round(sparsity·n_l). ``"row"``: the weights that lead into one output, a slice
+            along dim 0; each keeps the same number (constant fan-in). ``"erdos_renyi"``: the weights of a tensor, which
+            keeps a number in proportion to the sum of its dimensions, so that small tensors stay denser.
         groups: None for single weights; ``"output"`` for filters and rows, ``"input"`` for input channels and
             columns, as in ``GroupL0``.
         minimum: How many weights, or groups, every tensor keeps at least (all, if it has fewer), 0 or more. With one
             left no layer has a constant output, through which no gradient passes; 0 permits that.
+        multiple: With ``groups``: every tensor keeps a multiple of so many groups, or all. What is counted, and what
+            ``sparsity`` is a share of, are then blocks of so many groups; a tensor's last block may be smaller.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -61,19 +70,27 @@ class Cardinality(TighteningConstraint, ZeroInBox):
         scope: str = "global",
         groups: str | None = None,
         minimum: int = 1,
+        multiple: int = 1,
     ) -> None:
         super().__init__(ramp, interval)
         self.sparsity = number("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
-        self.scope = choice("scope", scope, ("global", "layer"))
+        self.scope = choice("scope", scope, ("global", "layer", "row", "erdos_renyi"))
         self.groups = groups
         self._groups = Groups(groups)
         self.minimum = integer("minimum", minimum, low=0)
+        self.multiple = integer("multiple", multiple, low=1)
+        if groups is not None and self.scope in ("row", "erdos_renyi"):
+            raise ValueError(f"groups={groups!r} cannot be used with scope={scope!r}, which is about single weights.")
+        if groups is None and self.multiple > 1:
+            raise ValueError(f"multiple={multiple!r} needs groups, such as groups='output'.")
 
     def __repr__(self) -> str:
-        scope = "" if self.scope == "global" else f", scope={self.scope!r}"
-        groups = "" if self.groups is None else f", groups={self.groups!r}"
-        minimum = "" if self.minimum == 1 else f", minimum={self.minimum}"
-        return f"Cardinality(sparsity={self.sparsity:g}, {self._schedule()}{scope}{groups}{minimum})"
+        given = [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in (("scope", "global"), ("groups", None), ("minimum", 1), ("multiple", 1))
+            if getattr(self, name) != default
+        ]
+        return f"Cardinality({', '.join([f'sparsity={self.sparsity:g}', self._schedule(), *given])})"
 
     def sparsity_at(self, step: int, total_steps: int | None) -> float:
         """The share of zeros demanded in iteration ``step`` (from 0) of ``total_steps``."""
@@ -83,21 +100,47 @@ class Cardinality(TighteningConstraint, ZeroInBox):
     def _demanded(self) -> float:
         return self.sparsity * self._share
 
-    def _kept(self, counts: Sequence[int]) -> int:
-        """K for tensors with so many groups that compete with each other."""
-        total = sum(counts)
-        return max(total - round(self._demanded * total), sum(min(self.minimum, count) for count in counts))
+    @property
+    @override
+    def _holds(self) -> bool:
+        return self._demanded > 0.0
 
-    def _counts(self, weights: Sequence[Tensor]) -> list[int]:
-        return [self._groups.count(w) for w in weights]
+    # ------------------------------------------------------------------ how many
 
-    def _parts(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """The sets of tensors over which the choice is made together."""
-        return [[w] for w in weights] if self.scope == "layer" else [weights]
+    def _units(self, weights: Sequence[Tensor]) -> list[int]:
+        """Numbers of weights, groups or blocks of groups."""
+        if self._sizes is not None:
+            return list(self._sizes)
+        return [math.ceil(self._groups.count(w) / self.multiple) for w in weights]
+
+    def _least(self, units: Sequence[int]) -> list[int]:
+        """How many of them each tensor keeps in any case."""
+        return [min(math.ceil(self.minimum / self.multiple), count) for count in units]
+
+    def _kept(self, units: Sequence[int]) -> int:
+        """The k for tensors that compete with each other."""
+        return max(sum(units) - round(self._demanded * sum(units)), sum(self._least(units)))
+
+    def _kept_each(self, weights: Sequence[Tensor]) -> list[int]:
+        """The k of every tensor, or of every row of it, where tensors do not compete."""
+        if self.scope == "row":
+            return [self._kept([fan_in(w)]) for w in weights]
+        units = self._units(weights)
+        if self.scope == "layer":
+            return [self._kept([count]) for count in units]
+        shapes = tuple(tuple(w.shape) for w in weights)
+        return list(erdos_renyi_counts(shapes, self._kept(units), self.minimum))
+
+    def _used(self, weights: Sequence[Tensor]) -> Tensor:
+        """How many units of every tensor, or of the fullest row, are not zero."""
+        if self.scope == "row":
+            return scalars([torch.count_nonzero(rows(w), 1).amax() for w in weights])
+        nonzero = scalars([self._groups.count_nonzero(w) for w in weights])
+        return nonzero if self.multiple == 1 else (nonzero / self.multiple).ceil()
 
     @override
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
-        if self.scope != "global" or self.groups is not None:
+        if self.scope != "global" or self.groups is not None or self.multiple != 1:
             return None
         whole = copy.copy(self)
         whole._sizes = tuple(sizes)
@@ -115,60 +158,41 @@ class Cardinality(TighteningConstraint, ZeroInBox):
 
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
-        if self._demanded == 0.0 or not weights:
+        weights = [w for w in weights if w.numel() > 0]
+        if not (self._holds and weights):
             return True
         if self._sizes is not None:
             return torch.count_nonzero(weights[0]) <= self._kept(self._sizes)
-        counts = self._counts(weights)
-        nonzero = scalars([self._groups.count_nonzero(w) for w in weights])
-        if self.scope == "layer":
-            return no_larger(nonzero, [self._kept([count]) for count in counts])
+        if self.scope != "global":
+            return no_larger(self._used(weights), self._kept_each(weights))
+        units = self._units(weights)
         # The places that a tensor is kept free count, whether it needs them or not.
-        return at_least(nonzero, [min(self.minimum, count) for count in counts]).sum() <= self._kept(counts)
+        return at_least(self._used(weights), self._least(units)).sum() <= self._kept(units)
+
+    # ------------------------------------------------------------------ which
 
     @override
-    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
-        if self._demanded > 0.0:
-            scores = squares(weights)
-            multiply_each_(scores, metric)
-            self._keep_best_(weights, scores)
-
-    @override
-    def project_in_box_(
-        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
-    ) -> None:
-        scores = []
-        for w, d in zip(weights, metric, strict=True):
-            clipped = w.clamp(low, high)
-            # What keeping the clipped c gains over zero: Dw² − D(w−c)² = Dc(2w−c), and c lies between 0 and w.
-            scores.append(d * clipped * (2.0 * w - clipped))
-            w.copy_(clipped)
-        if self._demanded > 0.0:
-            self._keep_best_(weights, scores)
-
-    @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
-        # With 0 in the box the better end is never worse than 0.
-        found = [best_of(g, ends(g, low, high), torch.zeros_like) for g in ascents]
-        if self._demanded > 0.0:
-            self._keep_best_(found, [g * u for g, u in zip(ascents, found, strict=True)])
-        return list(found)
-
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        """Sets all groups to zero but those with the largest sums of scores."""
-        if not weights:
+        if self.scope == "global":
+            self._keep_(weights, scores, self._kept(self._units(weights)))
             return
-        for part, values in zip(self._parts(weights), self._parts(scores), strict=True):
-            every = torch.cat([self._groups.sums(v) for v in values])
-            keep = self._best(every, self._counts(part))
-            self._groups.drop_all_(part, keep.logical_not_())
+        for w, score, kept in zip(weights, scores, self._kept_each(weights), strict=True):
+            if self.scope == "row":
+                w.masked_fill_(keep_largest_in_rows(rows(score), kept).logical_not_().view(w.shape), 0.0)
+            else:
+                self._keep_([w], [score], kept)
 
-    def _best(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
-        """Which groups to keep, of tensors with so many groups."""
+    def _keep_(self, weights: Sequence[Tensor], scores: Sequence[Tensor], kept: int) -> None:
+        """Lets the best units of all these tensors stay."""
+        sums = [self._groups.sums(score) for score in scores]
         if self._sizes is not None:
             # Without the minimum; leaves_enough tells whether that makes a difference.
-            return keep_largest(scores, self._kept(self._sizes))
-        return keep_largest_overall(scores, self._kept(counts), counts, self.minimum)
+            keep = keep_largest(sums[0], kept)
+        elif self.multiple == 1:
+            keep = keep_largest_overall(torch.cat(sums), kept, self._units(weights), self.minimum)
+        else:
+            keep = keep_blocks(sums, kept, self.multiple, math.ceil(self.minimum / self.multiple))
+        self._groups.drop_all_(weights, keep.logical_not_())
 
     @property
     @override
@@ -177,17 +201,14 @@ class Cardinality(TighteningConstraint, ZeroInBox):
 
     @override
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
-        if self.scope == "layer":
+        if self.scope in ("layer", "row"):
             return [self] * len(weights)
-        parts = []
-        for w in weights:
-            # Every tensor keeps as many as it has in the maximiser over all.
-            part = copy.copy(self)
-            part.scope, part._share = "layer", 1.0
-            part.sparsity = 1.0 - int(self._groups.count_nonzero(w)) / max(self._groups.count(w), 1)
-            parts.append(part)
-        return parts
+        # Every tensor keeps as many as it has in the maximiser over all.
+        used = zip(self._used(weights).tolist(), self._units(weights), strict=True)
+        return [self._held_for(kept, units) for kept, units in used]
 
-    @override
-    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        return [w == 0.0 for w in weights]
+    def _held_for(self, used: float, units: int) -> Regularizer:
+        part = copy.copy(self)
+        part.scope, part._share = "layer", 1.0
+        part.sparsity = 1.0 - used / max(units, 1)
+        return part

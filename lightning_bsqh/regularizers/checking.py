@@ -94,7 +94,8 @@ def _draw(
     def pick(choices: Sequence[float]) -> float:
         return choices[int(torch.randint(len(choices), (1,), generator=generator))]
 
-    points, metric = [], []
+    points: list[Tensor] = []
+    metric: list[MetricWeight] = []
     coarse = bool(pick((0, 1)))
     for shape in shapes:
         # Multiples of a half make ties and zeros, within a problem and at a threshold.
@@ -102,12 +103,12 @@ def _draw(
         points.append((2.0 * z).round() / 2.0 if coarse else z)
         d = 0.1 + 2.0 * torch.rand(shape, generator=generator, dtype=_DTYPE)
         metric.append(torch.ones_like(d) if coarse else d)
-    held = regularizer.at(int(pick(_STEPS)), _TOTAL)
+    held = regularizer.at(int(pick(_STEPS)), _TOTAL).held_in(metric)
     # ε for which R and the distance weigh about the same, where R has a price at all.
     ones = [torch.ones_like(z) for z in points]
     price = float(held.penalty(ones)) / max(sum(z.numel() for z in points), 1)
     scale = price if math.isfinite(price) and price > 0.0 else 1.0
-    return _Problem(held, points, list(metric), scale * pick((0.05, 0.25, 0.5, 1.0, 2.0, 10.0)))
+    return _Problem(held, points, metric, scale * pick((0.05, 0.25, 0.5, 1.0, 2.0, 10.0)))
 
 
 def _check_penalty(problem: _Problem) -> None:

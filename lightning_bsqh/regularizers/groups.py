@@ -73,3 +73,22 @@ class Groups:
         """The tensor with one row per group."""
         count = self.count(tensor)
         return tensor.movedim(self._dim, 0).reshape(count, tensor.numel() // max(count, 1))
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """The weights that lead into one output in one row, shape ``[outputs, fan-in]``."""
+    return tensor.reshape(tensor.shape[0], fan_in(tensor))
+
+
+def fan_in(tensor: Tensor) -> int:
+    """Number of weights that lead into one output.
+
+    Raises:
+        ValueError: If the tensor has no dimension, and so no outputs.
+    """
+    if tensor.dim() == 0:
+        raise ValueError(
+            "scope='row' needs tensors with at least one dimension, but a regularised one is a scalar: choose what R"
+            " acts on with regularize=[...]."
+        )
+    return tensor.numel() // max(tensor.shape[0], 1)

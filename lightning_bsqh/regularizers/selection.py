@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_bsqh.foreach import plus
 
@@ -65,6 +66,87 @@ def keep_largest_overall(scores: Tensor, count: int, sizes: Sequence[int], minim
     return keep_largest(scores.masked_fill(own, -1.0), count - sum(least)).logical_or_(own)
 
 
+def keep_largest_in_rows(scores: Tensor, count: int) -> Tensor:
+    """Marks the ``count`` largest scores of every row; among equal ones those that come first.
+
+    Args:
+        scores: Non-negative scores, shape ``[rows, n]``.
+        count: How many to keep in a row, 0 ≤ count ≤ n.
+
+    Returns:
+        A boolean mask of that shape.
+    """
+    if count >= scores.shape[1] or scores.numel() == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if _on_host(scores):
+        threshold = torch.kthvalue(scores, scores.shape[1] - count + 1, dim=1, keepdim=True).values
+    else:
+        threshold = torch.topk(scores, count, dim=1).values[:, -1:]
+    return _above(scores, threshold, count)
+
+
+def keep_largest_of_few(scores: Tensor, count: int) -> Tensor:
+    """The same for many short rows, by comparing all scores of a row with each of them."""
+    before = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)
+    for i in range(scores.shape[1]):
+        other = scores[:, i : i + 1]
+        before[:, :i].add_(other > scores[:, :i])
+        before[:, i + 1 :].add_(other >= scores[:, i + 1 :])
+    return before < count
+
+
+def keep_blocks(scores: Sequence[Tensor], count: int, multiple: int, minimum: int) -> Tensor:
+    """Marks the largest scores of several tensors, of each as many as a multiple says, or all.
+
+    Each tensor's scores, the largest first, are cut into blocks; the last may be smaller. As the sums of a tensor's
+    blocks fall, the best blocks of all are the first ones of each.
+
+    Args:
+        scores: Non-negative scores, one dimension each.
+        count: How many blocks to keep over all.
+        multiple: Scores in a block.
+        minimum: Blocks that each tensor keeps at least, or all that it has.
+
+    Returns:
+        A boolean mask for all tensors one after the other.
+    """
+    ordered = [s.sort(stable=True, descending=True) for s in scores]
+    sums = [pad(o.values, (0, -o.values.numel() % multiple)).view(-1, multiple).sum(1) for o in ordered]
+    sizes = [s.numel() for s in sums]
+    keep = keep_largest_overall(torch.cat(sums), count, sizes, minimum)
+    masks = []
+    for o, part in zip(ordered, keep.split(sizes), strict=True):
+        ranked = part.repeat_interleave(multiple)[: o.values.numel()]
+        masks.append(torch.zeros_like(ranked).scatter_(0, o.indices, ranked))
+    return torch.cat(masks)
+
+
+def keep_best_within(
+    scores: Tensor, sizes: Sequence[int], costs: Sequence[int], budget: int, least: Sequence[int]
+) -> Tensor:
+    """Marks the scores that are largest for their cost, as long as the budget lasts; of equal ones the first.
+
+    Args:
+        scores: Non-negative scores of several tensors one after the other, shape ``[n]``.
+        sizes: Number of scores of each tensor.
+        costs: What each score of a tensor costs.
+        budget: What they may cost together, at least what each tensor keeps in any case.
+        least: How many each tensor keeps in any case.
+
+    Returns:
+        A boolean mask, shape ``[n]``.
+    """
+    own = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, _best_of_each(scores, sizes, least), True)
+    each = zip(sizes, costs, strict=True)
+    cost = torch.cat([torch.full((n,), c, dtype=torch.int64, device=scores.device) for n, c in each])
+    order = (scores / cost).masked_fill_(own, -1.0).sort(stable=True, descending=True).indices
+    left = budget - sum(c * few for c, few in zip(costs, least, strict=True))
+    fits = cost.masked_fill_(own, 0).gather(0, order).cumsum(0) <= left
+    return torch.zeros_like(own).scatter_(0, order, fits).logical_or_(own)
+
+
 def _has(keep: Tensor, count: int) -> bool:
     """Whether so many entries are set, by a look at the first ones if that will do."""
     return int(torch.count_nonzero(keep[:4096])) >= count or int(torch.count_nonzero(keep)) >= count
@@ -87,12 +169,16 @@ def _on_host(scores: Tensor) -> bool:
 
 def _keep_on_device(scores: Tensor, count: int) -> Tensor:
     """The same without a number that the host has to know."""
-    threshold = _kth_largest(scores, count)
+    return _above(scores, _kth_largest(scores, count), count)
+
+
+def _above(scores: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """What is above the threshold along the last dim, and of what equals it the first, up to ``count``."""
     keep = scores > threshold
     tied = scores == threshold
     # In int32, which takes half the memory, as long as it can count them.
     counter = torch.int32 if scores.numel() < 2**31 else torch.int64
-    first = tied.cumsum(0, dtype=counter) <= count - keep.sum()
+    first = tied.cumsum(-1, dtype=counter) <= count - keep.sum(-1, keepdim=True)
     return keep.logical_or_(tied.logical_and_(first))
 
 

@@ -14,14 +14,14 @@ from lightning_bsqh.regularizers.l2 import L2
 
 
 class WithL2(Regularizer):
-    """R(u) + ρ‖u‖² for any R; what ``R + L2(rho)`` makes (method §3, Sums).
+    """R(u) + ρ‖u‖² or ρ‖u‖²_D for any R; what ``R + L2(rho)`` makes (method §3, Sums).
 
     As εD(u − z)² + ρu² is (εD + ρ)(u − z')² and a constant, z' = εDz/(εD + ρ), the maximiser is that of R at z' in the
-    metric D + ρ/ε, in a box as well as without one.
+    metric D + ρ/ε, in a box as well as without one. With ρ‖u‖²_D, z' = εz/(ε + ρ) and the metric is D(1 + ρ/ε).
 
     Args:
         regularizer: R, a penalty or a constraint.
-        decay: ρ‖u‖².
+        decay: ρ‖u‖² or ρ‖u‖²_D.
 
     Raises:
         TypeError: If one of them is not what it should be.
@@ -48,6 +48,24 @@ class WithL2(Regularizer):
     def couples_tensors(self) -> bool:
         return self.regularizer.couples_tensors
 
+    @property
+    @override
+    def depends_on_metric(self) -> bool:
+        return self.regularizer.depends_on_metric or self.decay.depends_on_metric
+
+    @override
+    def held_in(self, metric: Sequence[MetricWeight]) -> Regularizer:
+        return WithL2(self.regularizer.held_in(metric), self.decay.held_in(metric))
+
+    @property
+    @override
+    def needs_costs(self) -> bool:
+        return self.regularizer.needs_costs
+
+    @override
+    def with_costs(self, costs: Sequence[int]) -> Regularizer:
+        return WithL2(self.regularizer.with_costs(costs), self.decay)
+
     @override
     def at(self, step: int, total_steps: int | None) -> Regularizer:
         held = self.regularizer.at(step, total_steps)
@@ -56,7 +74,7 @@ class WithL2(Regularizer):
     @override
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         inside = self.regularizer.on_vector(sizes)
-        return None if inside is None else WithL2(inside, self.decay)
+        return None if inside is None or self.decay.in_metric else WithL2(inside, self.decay)
 
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
@@ -73,7 +91,7 @@ class WithL2(Regularizer):
 
     @override
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
-        return WithL2(self.regularizer.restricted_to(positions), self.decay)
+        return WithL2(self.regularizer.restricted_to(positions), self.decay.restricted_to(positions))
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
@@ -115,7 +133,8 @@ class WithL2(Regularizer):
 
     @override
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
-        return [WithL2(part, self.decay) for part in self.regularizer.separate(weights)]
+        parts = zip(self.regularizer.separate(weights), self.decay.separate(weights), strict=True)
+        return [WithL2(part, decay) for part, decay in parts]
 
     @override
     def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -123,8 +142,8 @@ class WithL2(Regularizer):
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor | None:
-        own = self.regularizer.elementwise(weight)
-        return None if own is None else own + self.decay.elementwise(weight)
+        own, decay = self.regularizer.elementwise(weight), self.decay.elementwise(weight)
+        return None if own is None or decay is None else own + decay
 
     @override
     def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
@@ -132,8 +151,8 @@ class WithL2(Regularizer):
         if rho == 0.0:
             return self.regularizer.hamiltonian_maximiser(ascents)
         # ⟨G, u⟩ − ρ‖u‖² is −ρ‖u − G/(2ρ)‖² and a constant: R's own proximal point, with ρ as ε.
-        found = [g / (2.0 * rho) for g in ascents]
-        self.regularizer.prox_(found, [1.0] * len(found), rho)
+        found, metric = self._peaks(ascents)
+        self.regularizer.prox_(found, metric, rho)
         return list(found)
 
     @override
@@ -141,16 +160,22 @@ class WithL2(Regularizer):
         rho = self.decay.rho
         if rho == 0.0:
             return self.regularizer.hamiltonian_maximiser_in_box(ascents, low, high)
-        found = [g / (2.0 * rho) for g in ascents]
-        self.regularizer.prox_in_box_(found, [1.0] * len(found), rho, low, high)
+        found, metric = self._peaks(ascents)
+        self.regularizer.prox_in_box_(found, metric, rho, low, high)
         return list(found)
+
+    def _peaks(self, ascents: Sequence[Tensor]) -> tuple[list[Tensor], Sequence[MetricWeight]]:
+        """Where ⟨G, u⟩ − ρ‖u‖² is largest, and the metric of that norm."""
+        metric = self.decay.known_metric() if self.decay.in_metric else [1.0] * len(ascents)
+        return [g / (2.0 * self.decay.rho * d) for g, d in zip(ascents, metric, strict=True)], metric
 
     def _complete_(
         self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float
     ) -> Sequence[MetricWeight]:
         """Moves every z to z' and gives the metric there, D + ρ/ε."""
         self.decay.prox_(points, metric, epsilon)
-        return [d + self.decay.rho / epsilon for d in metric]
+        share = self.decay.rho / epsilon
+        return [d * (1.0 + share) if self.decay.in_metric else d + share for d in metric]
 
 
 def add(first: Regularizer, second: object) -> Regularizer:
@@ -175,12 +200,14 @@ def add(first: Regularizer, second: object) -> Regularizer:
 
 def _with_decay(first: Regularizer, decay: L2) -> Regularizer:
     # By the very type: a user's subclass may mean something else.
-    if type(first) is L2:
-        return L2(first.rho + decay.rho)
+    if type(first) is L2 and first.in_metric == decay.in_metric:
+        return L2(first.rho + decay.rho, decay.in_metric)
+    if isinstance(first, WithL2) and first.decay.in_metric == decay.in_metric:
+        return WithL2(first.regularizer, L2(first.decay.rho + decay.rho, decay.in_metric))
+    if decay.in_metric:
+        return WithL2(first, decay)
     if type(first) is L1:
         return ElasticNet(first.rho, decay.rho)
     if type(first) is ElasticNet:
         return ElasticNet(first.rho_l1, first.rho_l2 + decay.rho)
-    if isinstance(first, WithL2):
-        return WithL2(first.regularizer, L2(first.decay.rho + decay.rho))
     return WithL2(first, decay)

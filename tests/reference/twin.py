@@ -49,6 +49,50 @@ def ranks(scores):
     return [order.index(i) for i in range(len(scores))]
 
 
+def of_each_row(z, d, count):
+    """Keeps the `count` largest d z² of every slice along dim 0."""
+    out = [np.zeros_like(zi) for zi in z]
+    for new, zi, di in zip(out, z, d, strict=True):
+        for r in range(len(zi)):
+            (new[r],) = largest([zi[r]], [di[r]], count(zi[r].size))
+    return out
+
+
+def n_of_m(z, d, n, m, needed):
+    """In the `needed` groups of m channels that lose least, only the n largest d z² stay."""
+    groups = []
+    for t, zi in enumerate(z):
+        for place in np.ndindex(*(s for i, s in enumerate(zi.shape) if i != 1)):
+            for start in range(0, zi.shape[1], m):
+                at = (t, place[0], slice(start, start + m), *place[1:])
+                score = d[t][at[1:]] * zi[at[1:]] ** 2
+                lost = sorted(range(len(score)), key=lambda i: (-score[i], i))[n:]
+                groups.append((score[lost].sum(), at, lost))
+    # The first of equal ones are free, so the last are thinned.
+    order = sorted(range(len(groups)), key=lambda i: (groups[i][0], -i))
+    out = [zi.copy() for zi in z]
+    for i in order[:needed]:
+        _, at, lost = groups[i]
+        out[at[0]][at[1:]][lost] = 0.0
+    return out
+
+
+def within_budget(z, d, costs, budget, minimum):
+    """First the `minimum` largest of each array, then whatever has the largest d z² per cost, until one is too dear."""
+    items = []
+    for t, (zi, di) in enumerate(zip(z, d, strict=True)):
+        score = (di * zi**2).ravel()
+        for i, rank in enumerate(ranks(score)):
+            items.append((rank >= minimum, -score[i] / costs[t], t, i))
+    out, spent = [np.zeros_like(zi) for zi in z], 0
+    for optional, _, t, i in sorted(items):
+        if optional and spent + costs[t] > budget:
+            break
+        spent += costs[t]
+        out[t].flat[i] = z[t].flat[i]
+    return out
+
+
 def elastic(z, d, epsilon, rho):
     shrunk = l1(z, d, epsilon, rho[0])
     return [epsilon * di * si / (epsilon * di + rho[1]) for si, di in zip(shrunk, d, strict=True)]

@@ -208,6 +208,20 @@ def test_no_layer_of_a_training_is_emptied(groups: str | None, scope: str, ramp:
     assert optimizer.meets_constraint()
 
 
+def test_no_filters_are_emptied_whichever_tensors_have_an_r_of_their_own() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.Tanh(), nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(8, 3)
+    ).double()
+    x, y = data()
+    regularizer = {"1": Cardinality(0.9, groups="output"), "3": Cardinality(0.9, groups="output")}
+    optimizer = BSQHOptimizer(network, regularizer=regularizer, total_steps=12)
+    for _ in range(12):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+    assert [int((network[i].weight != 0).flatten(1).any(1).sum()) for i in (1, 3)] == [1, 1]
+    assert optimizer.meets_constraint()
+
+
 def test_target_of_groups_is_met_to_the_group() -> None:
     network = smooth_network()
     x, y = data()
