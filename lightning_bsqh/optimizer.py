@@ -19,6 +19,7 @@ from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
+from lightning_bsqh.method.stall import Stalled, StallWatch
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.roles import role_of
@@ -64,6 +65,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
             takes the first dimension of its first tensor.
         reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same.
             Turn it off if the loss depends on something that neither shows, such as the number of the epoch.
+        on_stall: What happens when 20 batches in a row were skipped or rejected: ``"warn"``, once, with losses, ε and
+            what to try; or ``"raise"``, which ends the training with
+            :class:`~lightning_bsqh.method.stall.Stalled` and leaves the last good weights.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -90,6 +94,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         max_iterations: int | None = None,
         count_samples: Callable[[Any], int] | None = None,
         reuse: bool = True,
+        on_stall: str = "warn",
     ) -> None:
         options = BSQHOptions(
             regularizer=regularizer,
@@ -107,6 +112,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             max_iterations=max_iterations,
             count_samples=count_samples,
             reuse=reuse,
+            on_stall=on_stall,
         )
         #: What the user chose, checked.
         self.options = options
@@ -115,7 +121,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.augmentation = options.make_augmentation()
         #: Number of iterations that changed nothing because loss or gradient were not finite.
         self.skipped = 0
+        #: Number of iterations that took a step.
+        self.accepted = 0
         self.last_step: StepReport | None = None
+        self._stall = StallWatch()
         #: Whether the next iterations also fill :attr:`last_layers`, at some cost.
         self.record_layers = False
         #: What the last iteration did to each layer, by name; None unless it was recorded, or if it was skipped.
@@ -330,6 +339,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             "rule": type(self.augmentation).__name__,
             "step": self._step,
             "skipped": self.skipped,
+            "accepted": self.accepted,
             "accepted_tau": self._accepted_tau,
             "augmentation": self.augmentation.state_dict(),
             "total_steps": self.total_steps,
@@ -345,6 +355,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._stepper.forget()
         self._step = int(own["step"])
         self.skipped = int(own["skipped"])
+        self.accepted = int(own.get("accepted", 0))
         self._accepted_tau = float(own.get("accepted_tau", math.inf))
         self.augmentation = rule
         self._evaluated = self._step > 0
@@ -471,10 +482,12 @@ class BSQHOptimizer(torch.optim.Optimizer):
             tightened=found.tightened,
             hamiltonian_gain=found.candidate.gain(found.epsilon),
         )
+        self.accepted += int(found.accepted)
         self._accepted_tau = tau if found.accepted else self._accepted_tau
         for group in self.param_groups:
             group["lr"] = 0.5 / found.epsilon
         self._step += 1
+        self._watch(self.last_step)
 
     def _skip(self, loss: float, counted: bool) -> None:
         self.skipped += int(counted)
@@ -482,6 +495,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
         epsilon = self.augmentation.epsilon_at(self._search_options().progress)
         self.last_step = StepReport(self._step, loss, loss, loss, 0.0, epsilon, 0.0, 0, False, True, False, 0.0)
         self._step += 1
+        if counted:
+            self._watch(self.last_step)
+
+    def _watch(self, report: StepReport) -> None:
+        message = self._stall.observe(report)
+        if message is not None and self.options.on_stall == "raise":
+            raise Stalled(message)
+        if message is not None:
+            warnings.warn(message, stacklevel=4)
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

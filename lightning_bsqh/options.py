@@ -40,6 +40,7 @@ class BSQHOptions:
     max_iterations: int | None = None
     count_samples: Callable[[Any], int] | None = None
     reuse: bool = True
+    on_stall: str = "warn"
     #: The options of full-batch mode, None in mini-batch mode.
     full_batch: FullBatch | None = field(init=False, repr=False, compare=False)
 
@@ -51,6 +52,7 @@ class BSQHOptions:
         if self.total_steps is not None:
             integer("total_steps", self.total_steps, low=1)
         choice("sweep", self.sweep, ("jacobi", "gauss-seidel"))
+        choice("on_stall", self.on_stall, ("warn", "raise"))
         check_layers(self.layers)
         if self.regularize is not None:
             names("regularize", self.regularize, '["conv*", "!fc3"]')

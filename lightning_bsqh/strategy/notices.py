@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_bsqh.method.stall import nothing_moved, summary
 from lightning_bsqh.network.tree import versions
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.strategy.configured import parameters_of
@@ -168,6 +169,9 @@ def say_how_it_ended(optimizer: BSQHOptimizer, is_within_pass: bool) -> None:
             "The training ended within a pass over the data, which batch_mode='full' does not use: give max_epochs"
             " to the Trainer or max_iterations to BSQHStrategy instead of max_steps."
         )
+    rank_zero_info(summary(optimizer.iterations, optimizer.accepted, optimizer.skipped))
+    if (message := nothing_moved(optimizer.iterations, optimizer.accepted, optimizer.last_step)) is not None:
+        rank_zero_warn(message)
     if optimizer.meets_constraint():
         return
     report = optimizer.last_step

@@ -71,6 +71,7 @@ class BSQHStrategy(OneDeviceStrategy):
             weighted. None takes the first dimension of its first tensor.
         reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same. Turn
             it off if training_step depends on something that neither shows, such as ``self.current_epoch``.
+        on_stall: What happens when 20 batches in a row were skipped or rejected: ``"warn"`` or ``"raise"``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
@@ -99,6 +100,7 @@ class BSQHStrategy(OneDeviceStrategy):
         max_iterations: int | None = None,
         count_samples: Callable[[Any], int] | None = None,
         reuse: bool = True,
+        on_stall: str = "warn",
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
@@ -124,6 +126,7 @@ class BSQHStrategy(OneDeviceStrategy):
             max_iterations=max_iterations,
             count_samples=count_samples,
             reuse=reuse,
+            on_stall=on_stall,
         )
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
