@@ -9,7 +9,7 @@ demo: install
 	$(BIN)/lightning-bsqh demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .

@@ -253,7 +253,7 @@ def train(
 
     @torch.no_grad()
     def objective(loss: Loss) -> float:
-        return float(loss()) + regularizer.penalty(weights)
+        return float(loss()) + float(regularizer.penalty(weights))
 
     def watch(trial: Trial) -> None:
         nonlocal worst

@@ -1,36 +1,34 @@
-"""One iteration of the batch sequential quadratic Hamiltonian method (method §2)."""
+"""BSQHOptimizer: the face that torch.optim knows (method §2, §7)."""
 
 from __future__ import annotations
 
-import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice, integer, number, shown
-from lightning_bsqh.method.augmentation import Augmentation, Curvature, Trial
-from lightning_bsqh.method.candidate import Candidate, LayerTerms
+from lightning_bsqh._validation import integer
+from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.demand import Demand
-from lightning_bsqh.method.gauss_seidel import GaussSeidel
-from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import make_metric
+from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.report import LayerReport, StepReport
-from lightning_bsqh.method.safeguard import TrueHamiltonian
-from lightning_bsqh.network.layer_calls import Boundaries
+from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
+from lightning_bsqh.method.stepper import Stepper, Trained, contested
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.roles import role_of
+from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import L0, ByName, Cardinality, MetricWeight, Regularizer
 from lightning_bsqh.regularizers.by_name import bind
-from lightning_bsqh.sweeps.base import Sweeps
+from lightning_bsqh.sweeps.base import AdjointPass, Sweeps
 from lightning_bsqh.sweeps.closure import ClosureSweeps
 from lightning_bsqh.sweeps.closure_full_batch import ClosureFullBatch
-from lightning_bsqh.sweeps.full_batch_options import make_full_batch
+from lightning_bsqh.sweeps.full_batch_options import FullBatch
 
 
 class BSQHOptimizer(torch.optim.Optimizer):
@@ -92,19 +90,28 @@ class BSQHOptimizer(torch.optim.Optimizer):
         count_samples: Callable[[Any], int] | None = None,
         reuse: bool = True,
     ) -> None:
-        #: The options of full-batch mode, None in mini-batch mode.
-        self.full_batch = make_full_batch(batch_mode, kappa, max_iterations, count_samples, reuse)
-        total_steps = max_iterations if total_steps is None else total_steps
-        self.eta = number("eta", eta, low=0.0)
-        self.max_trials = integer("max_trials", max_trials, low=1)
-        self.total_steps = None if total_steps is None else integer("total_steps", total_steps, low=1)
-        self.metric = make_metric(metric)
-        self.augmentation = make_augmentation(augmentation, epsilon)
-        self.augmentation.prepare(self.metric.default_epsilon, self.metric.default_floor)
-        #: Whether the regulariser was left open; then it depends on whether the length is known.
-        self.has_default_regularizer = regularizer is None
-        if regularizer is None:
-            regularizer = L0() if total_steps is None else Cardinality()
+        options = BSQHOptions(
+            regularizer=regularizer,
+            augmentation=augmentation,
+            epsilon=epsilon,
+            metric=metric,
+            eta=eta,
+            max_trials=max_trials,
+            regularize=regularize,
+            total_steps=total_steps,
+            layers=layers,
+            sweep=sweep,
+            batch_mode=batch_mode,
+            kappa=kappa,
+            max_iterations=max_iterations,
+            count_samples=count_samples,
+            reuse=reuse,
+        )
+        #: What the user chose, checked.
+        self.options = options
+        self.eta, self.max_trials, self.sweep = options.eta, options.max_trials, options.sweep
+        self.total_steps = options.length
+        self.augmentation = options.make_augmentation()
         #: Number of iterations that changed nothing because loss or gradient were not finite.
         self.skipped = 0
         self.last_step: StepReport | None = None
@@ -116,50 +123,41 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._evaluated = False
         # τ of the last accepted step, for the stopping test.
         self._accepted_tau = math.inf
-        self._names: dict[int, str] = {}
-        self._regularized: set[int] = set()
-        self.sweep = choice("sweep", sweep, ("jacobi", "gauss-seidel"))
-        found = find_layers(params, regularize, layers)
-        self.regularizer = bind(regularizer, found, regularize)
-        nothing = acts_on_nothing(found)
+        # Full names of the parameters, group by group.
+        self._names: list[list[str]] = []
+        self._regularized: set[str] = set()
+        self._layers = find_layers(params, regularize, layers)
+        nothing = acts_on_nothing(self._layers)
         if nothing is not None:
             warnings.warn(nothing, stacklevel=2)
-        self._demand = Demand([n for layer in found for n in layer.parameters if n in layer.regularized])
-        groups = []
-        for layer in found:
+        self.regularizer = self._first_regularizer(options)
+        self._metric = make_metric(metric)
+        self._stepper = Stepper(self._layers, self._metric, sweep, Reduction())
+        if sweep == "gauss-seidel":
+            self.regularizer.check_separable()
+        self._module = params if isinstance(params, nn.Module) else None
+        self._own: Sweeps | None = None
+        for layer in self._layers:
+            self._regularized |= layer.regularized
+        # Also says which of them wait until they are unfrozen.
+        self._demand = Demand([n for layer in self._layers for n in layer.parameters if n in layer.regularized])
+        # There is neither decay nor momentum, but code that was written for other optimizers may ask.
+        shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
+        super().__init__(self._first_groups(), {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
+
+    def _first_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = []
+        for layer in self._layers:
             trained = [p for n, p in layer.parameters.items() if n not in layer.waiting]
             if trained:
                 groups.append({"params": trained, "name": layer.name})
-            for name, parameter in layer.parameters.items():
-                self._names[id(parameter)] = name
-                if name in layer.regularized:
-                    self._regularized.add(id(parameter))
-        # There is neither decay nor momentum, but code that was written for other optimizers may ask.
-        shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
-        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
-        module = params if isinstance(params, nn.Module) else None
-        self._closure_sweeps = ClosureSweeps(self._parameters(), module)
-        self._full_batch_sweeps = (
-            ClosureFullBatch(self._parameters, module, self.full_batch) if self.full_batch is not None else None
-        )
-        self._layers = found
-        self._checked = [layer for layer in found if layer.can_be_run and not layer.is_affine]
-        recorded = self._checked if sweep == "jacobi" else self._layers
-        devices = [p.device for p in self._parameters()]
-        # Where a layer is affine, gauss-seidel needs no input but that of the trial.
-        self._boundaries = Boundaries(recorded, devices, lambda layer: not layer.is_affine) if recorded else None
-        self._gauss_seidel: GaussSeidel | None = None
-        if sweep == "gauss-seidel":
-            if self._boundaries is None or not any(layer.modules for layer in found):
-                raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
-            if self.full_batch is not None:
-                raise ValueError(
-                    "sweep='gauss-seidel' cannot be used with batch_mode='full', where a layer would be updated before"
-                    " the other micro-batches have reached it: use sweep='jacobi', or batch_mode='mini' with all data"
-                    " in one batch."
-                )
-            self.regularizer.check_separable()
-            self._gauss_seidel = GaussSeidel([], self._boundaries)
+        return groups
+
+    def _first_regularizer(self, options: BSQHOptions) -> Regularizer:
+        given = options.regularizer
+        if given is None:
+            given = Cardinality() if self.total_steps is not None else L0()
+        return bind(given, self._layers, options.regularize)
 
     # ------------------------------------------------------------------ what others may ask
 
@@ -173,9 +171,19 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """The layers λ_l, in the order of the network."""
         return list(self._layers)
 
+    @property
+    def full_batch(self) -> FullBatch | None:
+        """The options of full-batch mode, None in mini-batch mode."""
+        return self.options.full_batch
+
+    @property
+    def has_default_regularizer(self) -> bool:
+        """Whether the regularizer was left open; then it depends on whether the length is known."""
+        return self.options.regularizer is None
+
     def regularizer_of(self, layer: Layer) -> str:
         """What R is for one layer's regularised weights, as a user would write it."""
-        order = [n for other in self.layers for n in other.parameters if n in other.regularized]
+        order = [n for other in self._layers for n in other.parameters if n in other.regularized]
         return repr(
             self.regularizer.restricted_to([order.index(n) for n in layer.parameters if n in layer.regularized])
         )
@@ -192,15 +200,31 @@ class BSQHOptimizer(torch.optim.Optimizer):
         limit = None if self.full_batch is None else self.full_batch.max_iterations
         return self.converged or (limit is not None and self._step >= limit)
 
+    def named_parameters(self) -> dict[str, Tensor]:
+        """All parameters that are trained, by their full names, such as ``"conv1.weight"``."""
+        return {
+            name: parameter
+            for group, names in zip(self.param_groups, self._names, strict=True)
+            for name, parameter in zip(names, group["params"], strict=True)
+        }
+
     def parameter_name(self, parameter: Tensor) -> str:
-        """The full name of a parameter, such as ``"conv1.weight"``."""
-        return self._names[id(parameter)]
+        """The full name of a parameter.
+
+        Raises:
+            KeyError: If it is not one of those that are trained.
+        """
+        for name, other in self.named_parameters().items():
+            if other is parameter:
+                return name
+        raise KeyError(f"a tensor of shape {tuple(parameter.shape)} is none of the optimizer's parameters")
 
     def regularized_weights(self) -> dict[str, list[Tensor]]:
         """The tensors that R acts on, by layer; layers without any are left out."""
         layers: dict[str, list[Tensor]] = {}
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if id(p) in self._regularized and p.requires_grad]
+        for group, names in zip(self.param_groups, self._names, strict=True):
+            named = zip(group["params"], names, strict=True)
+            weights = [p for p, name in named if name in self._regularized and p.requires_grad]
             if weights:
                 layers.setdefault(group["name"], []).extend(weights)
         return layers
@@ -209,17 +233,25 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """Share of exact zeros among the regularised weights; 0 if there are none."""
         weights = [w for layer in self.regularized_weights().values() for w in layer]
         total = sum(w.numel() for w in weights)
-        return 1.0 - sum(int(torch.count_nonzero(w)) for w in weights) / total if total else 0.0
+        if not total:
+            return 0.0
+        counts = [torch.count_nonzero(w) for w in weights]
+        return 1.0 - int(torch.stack([c.to(counts[0].device) for c in counts]).sum()) / total
 
     def meets_constraint(self) -> bool:
-        """Whether the weights satisfy the regulariser's constraint in full, as at the end of its ramp."""
-        weights = [w for layer in self.regularized_weights().values() for w in layer]
-        return self._demand.in_full(self.regularizer, [self._names[id(w)] for w in weights]).admits(weights)
+        """Whether the weights satisfy the regularizer's constraint in full, as at the end of its ramp."""
+        weights = {n: p.detach() for n, p in self._moving().items() if n in self._regularized}
+        return bool(self._demand.in_full(self.regularizer, list(weights)).admits(list(weights.values())))
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
-        parameters = self._active()
-        return dict(zip(map(self.parameter_name, parameters), self._metric_of(parameters), strict=True))
+        named = self._moving()
+        regularized = {name: i for i, name in enumerate(named) if name in self._regularized}
+        low = contested(self._demand.in_full(self.regularizer, list(regularized)), list(regularized.values()))
+        return {
+            name: self._metric.remembered(self.state.get(p, {}), p, i in low)
+            for i, (name, p) in enumerate(named.items())
+        }
 
     def set_total_steps(self, total_steps: int) -> None:
         """Tells the length of the training when it becomes known only after construction.
@@ -254,14 +286,22 @@ class BSQHOptimizer(torch.optim.Optimizer):
             # Callbacks that report by group need every name once.
             param_group["name"] += "'"
         super().add_param_group(param_group)
-        for index, parameter in enumerate(self.param_groups[-1]["params"]):
-            if id(parameter) not in self._names:
-                # Of no layer that is known: the default rule of method §1, except that regularisers by name have
+        self._names.append(self._names_of(self.param_groups[-1]))
+
+    def _names_of(self, group: dict[str, Any]) -> list[str]:
+        """The full names of a group's parameters, known from the layers or made from that of the group."""
+        names = []
+        for index, parameter in enumerate(group["params"]):
+            own = [n for layer in self._layers for n, p in layer.parameters.items() if p is parameter]
+            if not own:
+                # Of no layer that is known: the default rule of method §1, except that regularizers by name have
                 # claimed theirs and leave all others alone.
-                name = self._names[id(parameter)] = f"{param_group['name']}.{index}"
-                if role_of(name, parameter).is_weight and not isinstance(self.regularizer, ByName):
-                    self._regularized.add(id(parameter))
-                    self._demand.add(name)
+                own = [f"{group['name']}.{index}"]
+                if role_of(own[0], parameter).is_weight and not isinstance(self.regularizer, ByName):
+                    self._regularized.add(own[0])
+                    self._demand.add(own[0])
+            names += own
+        return names
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -285,6 +325,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             )
         own = state_dict["bsqh"]
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "bsqh"})
+        self._stepper.forget()
         self._step = int(own["step"])
         self.skipped = int(own["skipped"])
         self._accepted_tau = float(own.get("accepted_tau", math.inf))
@@ -326,231 +367,104 @@ class BSQHOptimizer(torch.optim.Optimizer):
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._own_sweeps(batches)
-        sweeps.boundaries = self._boundaries
-        sweeps.on_batch(closure)
-        loss = sweeps.forward_adjoint()
-        if not sweeps.complete:
-            return loss
-        self.last_layers = None
-        value = math.nan if loss is None else float(loss)
-        if loss is not None and not math.isfinite(value) and not self._evaluated:
-            raise ValueError(
-                f"The loss is {value} at the first batch, before any update: check the data and the initial weights."
-            )
-        self._evaluated = self._evaluated or loss is not None
-        if loss is None or not math.isfinite(value) or not self._gradients_are_finite():
-            self._skip(value, counted=loss is not None)
-        else:
-            self._iterate(value, abs(value) * sweeps.resolution(loss), sweeps)
-        if self._boundaries is not None:
-            self._boundaries.clear()
-        self._step += 1
-        return loss
+        boundaries = self._stepper.boundaries
+        try:
+            adjoint = sweeps.forward_adjoint(closure, boundaries)
+            if adjoint.is_complete:
+                self._iterate(adjoint)
+        finally:
+            if boundaries is not None and (sys.exc_info()[0] is not None or adjoint.is_complete):
+                boundaries.clear()
+        return adjoint.loss
 
     def _own_sweeps(self, batches: Iterable[Any] | None) -> Sweeps:
-        if self._full_batch_sweeps is not None:
-            self._full_batch_sweeps.hand_over(batches)
-            return self._full_batch_sweeps
-        if batches is not None:
+        if batches is not None and self.full_batch is None:
             raise ValueError("batches is for batch_mode='full': choose that mode, or call step for every batch.")
-        return self._closure_sweeps
+        if self._own is None:
+            self._own = (
+                ClosureSweeps(self._all, self._module)
+                if self.full_batch is None
+                else ClosureFullBatch(self._all, self._module, self.full_batch)
+            )
+        if isinstance(self._own, ClosureFullBatch):
+            self._own.hand_over(batches)
+        return self._own
 
     # ------------------------------------------------------------------ the iteration
 
-    def _iterate(self, loss: float, resolution: float, sweeps: Sweeps) -> None:
-        parameters = self._active()
-        names = [self._names[id(p)] for p in parameters if id(p) in self._regularized]
+    def _iterate(self, adjoint: AdjointPass) -> None:
+        self.last_layers = None
+        if adjoint.loss is None:
+            self._skip(math.nan, counted=False)
+            return
+        demand = self._demand.state_dict()
+        try:
+            found, layers = self._search(adjoint)
+        except BaseException as error:
+            self._demand.load_state_dict(demand)
+            if not isinstance(error, NotFinite):
+                raise
+            if not self._evaluated and not math.isfinite(error.loss):
+                raise ValueError(
+                    f"The loss is {error.loss} at the first batch, before any update: check the data and the initial"
+                    " weights."
+                ) from None
+            adjoint.undo()
+            self._skip(error.loss, counted=True)
+            return
+        self._evaluated = True
+        self.last_layers = layers
+        self._report(found)
+
+    def _search(self, adjoint: AdjointPass) -> tuple[Found, dict[str, LayerReport] | None]:
+        moving = self._moving()
+        names = [name for name in moving if name in self._regularized]
         self._demand.begin(names, self._step, self.total_steps)
-        gradients = [self._gradient(p) for p in parameters]
-        for p, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                self.metric.update(self.state[p], gradient)
-        iteration = Iteration(
-            parameters,
-            gradients,
-            lambda: self._metric_of(parameters),
+        return self._stepper.step(
+            adjoint,
+            Trained(moving, [self.state[p] for p in moving.values()], self._regularized),
             self._demand.at(self.regularizer, names, self._step, self.total_steps),
-            [i for i, p in enumerate(parameters) if id(p) in self._regularized],
-            self._checks(),
+            self.augmentation,
+            self._search_options(),
+            self.record_layers,
         )
-        base_loss = loss
-        projected = accepted = False
-        trials = 0
-        least = 0.0
-        groups = self._positions() if self.record_layers else None
-        if self._gauss_seidel is not None:
-            self._gauss_seidel._layers = self._located(self._layers)
-        first: dict[str, LayerTerms] = {}
-        while not accepted and trials < self.max_trials:
-            trials += 1
-            epsilon, candidate, trial_loss = self._try(iteration, max(self._epsilon(), least), sweeps)
-            # A limit that the step's length sets does not move by itself.
-            least = 1.5 * epsilon if epsilon > self._epsilon() else least
-            if groups is not None and trials == 1:
-                first = iteration.terms(groups, epsilon)
-            change = _change(trial_loss, base_loss)
-            accepted = self._accepts(change, candidate, resolution)
-            if not accepted and iteration.tightened and not projected:
-                # No admissible point need be as good as the inadmissible w: its projection is the measure.
-                projected = True
-                proposal = [p.detach().clone() for p in parameters]
-                iteration.project_()
-                base_loss = sweeps.trial()
-                for p, value in zip(parameters, proposal, strict=True):
-                    p.copy_(value)
-                candidate = iteration.measure()
-                change = _change(trial_loss, base_loss)
-                accepted = self._accepts(change, candidate, resolution)
-            self.augmentation.observe(
-                Trial(epsilon, change, candidate.slope, candidate.tau, accepted, iteration.tightened, resolution)
-            )
-        if groups is not None:
-            last = first if trials == 1 else iteration.terms(groups, epsilon)
-            self.last_layers = {
-                name: LayerReport(first[name].hamiltonian, first[name].gain, last[name].gain) for name in groups
-            }
-        if not accepted:
-            # A projection whose loss is not finite is no place to stay.
-            iteration.restore_(to_start=not math.isfinite(base_loss))
-        if not math.isfinite(base_loss):
-            change = trial_loss - loss
-            base_loss = loss
-        self._report(loss, base_loss + iteration.penalty, change, candidate, epsilon, trials, accepted, iteration)
 
-    def _try(self, iteration: Iteration, epsilon: float, sweeps: Sweeps) -> tuple[float, Candidate, float]:
-        """Puts û into the parameters and runs a trial sweep; gives its ε, û's difference from w and L_B(û)."""
-        if self._gauss_seidel is None:
-            candidate = iteration.maximise_(epsilon)
-            raised = self.augmentation.epsilon_for(epsilon, iteration.length(candidate))
-            if raised > epsilon:
-                epsilon, candidate = raised, iteration.maximise_(raised)
-            return epsilon, candidate, sweeps.trial()
-        with self._gauss_seidel.updating(iteration, epsilon):
-            loss = sweeps.trial()
-        return epsilon, iteration.measure_layers(), loss
+    def _moving(self) -> dict[str, Tensor]:
+        """What moves in this iteration, by name: frozen parameters do not."""
+        return {name: p for name, p in self.named_parameters().items() if p.requires_grad}
 
-    def _checks(self) -> list[TrueHamiltonian]:
-        """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
-        checks = []
-        for layer, positions in self._located(self._checked) if self._boundaries is not None else []:
-            assert self._boundaries is not None
-            calls = len(self._boundaries.calls(layer))
-            if calls > 1 or (calls == 1 and self._gauss_seidel is None):
-                checks.append(TrueHamiltonian(positions, partial(self._boundaries.alignment, layer)))
-        return checks
+    def _search_options(self) -> SearchOptions:
+        progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)
+        dtype = self.param_groups[0]["params"][0].dtype
+        return SearchOptions(self.eta, self.max_trials, progress, self._metric.largest_gradient(dtype))
 
-    def _accepts(self, change: float, candidate: Candidate, resolution: float) -> bool:
-        """The test J_B(û) − J_B(w) ≤ −ητ of method §2 step 4, an Armijo condition in τ instead of the slope."""
-        required = self.eta * candidate.tau
-        if abs(change) <= resolution:
-            # Below the rounding error of the loss both sides count as zero.
-            change, required = 0.0, 0.0 if required <= resolution else required
-        return change + candidate.penalty_change <= -required
-
-    def _report(
-        self,
-        loss: float,
-        before: float,
-        change: float,
-        candidate: Candidate,
-        epsilon: float,
-        trials: int,
-        accepted: bool,
-        iteration: Iteration,
-    ) -> None:
-        decrease = -(change + candidate.penalty_change) if accepted else 0.0
+    def _report(self, found: Found) -> None:
+        tau = float(found.candidate.tau)
         self.last_step = StepReport(
             step=self._step,
-            loss=loss,
-            objective_before=before,
-            objective_after=before - decrease,
-            loss_decrease=decrease,
-            epsilon=epsilon,
-            tau=candidate.tau if accepted else 0.0,
-            trials=trials,
-            accepted=accepted,
+            loss=found.loss,
+            objective_before=found.objective_before,
+            objective_after=found.objective_before - found.decrease,
+            loss_decrease=found.decrease,
+            epsilon=found.epsilon,
+            tau=tau if found.accepted else 0.0,
+            trials=found.trials,
+            accepted=found.accepted,
             skipped=False,
-            tightened=iteration.tightened,
-            hamiltonian_gain=candidate.gain(epsilon),
+            tightened=found.tightened,
+            hamiltonian_gain=found.candidate.gain(found.epsilon),
         )
-        self._accepted_tau = candidate.tau if accepted else self._accepted_tau
+        self._accepted_tau = tau if found.accepted else self._accepted_tau
         for group in self.param_groups:
-            group["lr"] = 0.5 / epsilon
+            group["lr"] = 0.5 / found.epsilon
+        self._step += 1
 
     def _skip(self, loss: float, counted: bool) -> None:
         self.skipped += int(counted)
-        epsilon = self._epsilon()
+        self._evaluated = self._evaluated or counted
+        epsilon = self.augmentation.epsilon_at(self._search_options().progress)
         self.last_step = StepReport(self._step, loss, loss, loss, 0.0, epsilon, 0.0, 0, False, True, False, 0.0)
+        self._step += 1
 
-    # ------------------------------------------------------------------ small helpers
-
-    def _parameters(self) -> list[Tensor]:
+    def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
-
-    def _active(self) -> list[Tensor]:
-        """Those that are not frozen."""
-        return [p for p in self._parameters() if p.requires_grad]
-
-    def _located(self, layers: Sequence[Layer]) -> list[tuple[Layer, list[int]]]:
-        """The layers with the positions of their tensors among the active ones."""
-        places = {id(p): i for i, p in enumerate(self._active())}
-        located = [(layer, [places[id(p)] for p in layer.parameters.values() if id(p) in places]) for layer in layers]
-        return [(layer, positions) for layer, positions in located if positions]
-
-    def _metric_of(self, parameters: Sequence[Tensor]) -> list[MetricWeight]:
-        """D of all parameters, given in their order."""
-        unknown = [not self.state.get(p) for p in parameters]
-        contested = self._contested(parameters) if any(unknown) else set()
-        return [self.metric.weight(self.state.get(p, {}), p, id(p) in contested) for p in parameters]
-
-    def _contested(self, parameters: Sequence[Tensor]) -> set[int]:
-        """The regularised tensors whose weights stand against those of others, by identity."""
-        regularized = [id(p) for p in parameters if id(p) in self._regularized]
-        whole = self._demand.in_full(self.regularizer, [self._names[each] for each in regularized])
-        return {each for i, each in enumerate(regularized) if whole.restricted_to([i]).couples_tensors}
-
-    def _positions(self) -> dict[str, list[int]]:
-        """Where each layer's tensors are among all of them."""
-        places = {id(p): i for i, p in enumerate(self._active())}
-        return {g["name"]: [places[id(p)] for p in g["params"] if id(p) in places] for g in self.param_groups}
-
-    def _epsilon(self) -> float:
-        progress = None if self.total_steps is None else min(self._step / self.total_steps, 1.0)
-        return self.augmentation.epsilon_at(progress)
-
-    @staticmethod
-    def _gradient(parameter: Tensor) -> Tensor | None:
-        gradient = parameter.grad if parameter.requires_grad else None
-        return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
-
-    def _gradients_are_finite(self) -> bool:
-        # A sum is not finite if an entry is not, and the quickest way to look at them all.
-        sums = [g.sum() for p in self._parameters() if (g := self._gradient(p)) is not None]
-        return not sums or math.isfinite(torch.stack([s.to(sums[0].device) for s in sums]).sum().item())
-
-
-def _change(after: float, before: float) -> float:
-    """L_B(û) − L_B(w), +∞ (a rejection) if L_B(û) is not finite."""
-    if not math.isfinite(after):
-        return math.inf
-    # A w without a finite loss can only be the projection onto a tightened constraint: anything is better.
-    return after - before if math.isfinite(before) else -math.inf
-
-
-def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) -> Augmentation:
-    """The rule for ε from the two options that can name it; a copy of the user's own.
-
-    Raises:
-        TypeError: If ``augmentation`` is no rule.
-        ValueError: If both are given, or ``epsilon`` is out of its range.
-    """
-    if augmentation is None:
-        return Curvature() if epsilon is None else Curvature(epsilon=epsilon)
-    if epsilon is not None:
-        raise ValueError(
-            f"epsilon={shown(epsilon)} is short for the default rule's start: give it to the rule,"
-            f" {type(augmentation).__name__}(epsilon={shown(epsilon)}), instead of beside augmentation."
-        )
-    if not isinstance(augmentation, Augmentation):
-        raise TypeError(f"augmentation must be a rule such as Backtracking(), got {shown(augmentation)}.")
-    return copy.deepcopy(augmentation)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
 import lightning.pytorch as pl
 
 
@@ -23,6 +28,48 @@ def log_every_n_steps_of(trainer: pl.Trainer) -> int:
     """The option of the same name."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The Trainer's metrics at one time."""
+
+    callback: dict[str, Any]
+    logged: dict[str, Any]
+    progress_bar: dict[str, Any]
+
+
+def metrics_of(trainer: pl.Trainer) -> Metrics:
+    """What ``callback_metrics``, ``logged_metrics`` and ``progress_bar_metrics`` are now."""
+    return Metrics(dict(trainer.callback_metrics), dict(trainer.logged_metrics), dict(trainer.progress_bar_metrics))
+
+
+@contextmanager
+def metrics_as_before(trainer: pl.Trainer, metrics: Metrics) -> Iterator[None]:
+    """Within, the Trainer's metrics are those of another time.
+
+    The three properties ask the Trainer's ``_logger_connector``; there is no public way to have them answer something
+    else, and a trial must not see what the forward sweep of the same step has logged.
+    """
+    connector: Any = trainer._logger_connector
+    trainer._logger_connector = cast(Any, _Answering(connector, metrics))
+    try:
+        yield
+    finally:
+        trainer._logger_connector = connector
+
+
+class _Answering:
+    """The Trainer's ``_logger_connector`` with other metrics."""
+
+    def __init__(self, connector: Any, metrics: Metrics) -> None:
+        self._connector = connector
+        self.callback_metrics = dict(metrics.callback)
+        self.logged_metrics = dict(metrics.logged)
+        self.progress_bar_metrics = dict(metrics.progress_bar)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connector, name)
 
 
 def batches_of_all_epochs(trainer: pl.Trainer) -> float:

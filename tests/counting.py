@@ -6,24 +6,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
+#: Forwards and backwards of each. Not in the objects, as what hangs on a hook is put back after a trial.
+_COUNTS: dict[int, list[int]] = {}
+
 
 class Counts:
     """Evaluations since the last :meth:`take`, backwards as they pass the network's output."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.forwards = self.backwards = 0
+        _COUNTS[id(self)] = [0, 0]
         network.register_forward_hook(self._note)
 
     def _note(self, network: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.forwards += 1
+        _COUNTS[id(self)][0] += 1
         if output.requires_grad:
             output.register_hook(self._note_backward)
 
     def _note_backward(self, gradient: Tensor) -> None:
-        self.backwards += 1
+        _COUNTS[id(self)][1] += 1
+
+    @property
+    def forwards(self) -> int:
+        """Forwards since the last time."""
+        return _COUNTS[id(self)][0]
 
     def take(self) -> tuple[int, int]:
         """Forwards and backwards since the last time."""
-        counts = self.forwards, self.backwards
-        self.forwards = self.backwards = 0
-        return counts
+        forwards, backwards = _COUNTS[id(self)]
+        _COUNTS[id(self)] = [0, 0]
+        return forwards, backwards

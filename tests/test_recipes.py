@@ -9,11 +9,11 @@ pytest.importorskip("jsonargparse")
 
 from lightning_bsqh import BSQHOptimizer, Cardinality
 from lightning_bsqh.callbacks import MagnitudePruning
-from lightning_bsqh.cli.demo import recipe_path
 from lightning_bsqh.cli.lightning_cli import BSQHCLI
+from lightning_bsqh.cli.recipes import recipe_folder, recipe_path
 from tests.zoo.made_data import make_cifar10, make_mnist
 
-NAMES = sorted(path.name for path in recipe_path("digits_lenet5.yaml").parent.glob("*.yaml"))
+NAMES = sorted(path.name for path in recipe_folder().glob("*.yaml"))
 #: Those that demand a sparsity of the strategy, by ``--trainer.strategy.regularizer.sparsity``.
 SPARSE = [
     "cifar10_resnet18.yaml",

@@ -1,19 +1,18 @@
-"""Pictures of the weights in W&B: bars of zeros, histograms, filter masks, a table of layers."""
+"""Pictures of the weights for loggers: bars of zeros, histograms, masks, a table of layers."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
+from lightning_bsqh.callbacks._images import Album, Pictures, albums, has_pillow
 from lightning_bsqh.callbacks._logging import is_due
 from lightning_bsqh.callbacks._target import is_at_target
 from lightning_bsqh.callbacks._weights import (
@@ -23,24 +22,17 @@ from lightning_bsqh.callbacks._weights import (
     layer_weights,
     sparsity_values,
 )
-from lightning_bsqh.wandb.images import filter_mask, labels, sparsity_bars
+from lightning_bsqh.report.bars import sparsity_bars
+from lightning_bsqh.report.masks import draw_mask
+from lightning_bsqh.report.names import display_names
 
 _BINS = 64
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_COLUMNS: list[str | int] = [
-    "layer",
-    "shape",
-    "weights",
-    "non-zero",
-    "sparsity",
-    "smallest |w|",
-    "largest |w|",
-    "filters or rows zero",
-]
+_COLUMNS = ["layer", "shape", "weights", "non-zero", "sparsity", "smallest |w|", "largest |w|", "filters or rows zero"]
 
 
 class PictureMonitor(L.Callback):
-    """Gives W&B pictures of the weights, and best accuracy and sparsity for the run's summary.
+    """Gives loggers pictures of the weights, and W&B the best accuracy and the sparsity for the run's summary.
 
     While training, every so many steps and at the end:
 
@@ -48,7 +40,7 @@ class PictureMonitor(L.Callback):
     - ``weights/<layer>``: the histogram of the layer's weights that are not zero (the zeros, a single high bar, would
       hide the others; their share is in the bars). Values that are not finite are left out;
     - ``masks/<layer>``: for each convolution which weights are left, see
-      :func:`~lightning_bsqh.wandb.images.filter_mask`.
+      :func:`~lightning_bsqh.report.masks.draw_mask`.
 
     At the end ``pictures/layers``, a table of the layers. In the run's summary ``best/<key>``, the largest value of
     every metric with "acc" in its key that a validation has logged, and ``best/<key>_sparsity``, the sparsity that the
@@ -56,9 +48,12 @@ class PictureMonitor(L.Callback):
     in the end count: while a ramp rises, the best accuracy is often that of a network that is not sparse yet. At
     the end ``final/sparsity`` and ``final/nonzero``.
 
+    TensorBoard and W&B get all pictures, the summary only W&B; MLflow, and any logger with Lightning's
+    ``log_image(key, images, step=…)``, bars and masks. Where the Trainer has no such logger, one warning says so and
+    nothing is drawn. W&B's offline runs get everything, too.
+
     The weights are those that are regularised; with another optimizer than bSQH's, or if none is regularised, those
-    that bSQH would regularise by default. Where the Trainer has no WandbLogger, one warning says so and nothing is
-    drawn. W&B's offline runs get everything, too.
+    that bSQH would regularise by default.
 
     Args:
         every_n_steps: Draw every so many batches, at least 1.
@@ -72,7 +67,7 @@ class PictureMonitor(L.Callback):
     def __init__(self, every_n_steps: int = 200, max_filters: int = 64) -> None:
         self.every_n_steps = integer("every_n_steps", every_n_steps, low=1)
         self.max_filters = integer("max_filters", max_filters, low=1)
-        self._loggers: list[WandbLogger] = []
+        self._albums: list[Album] = []
         self._has_pillow = False
         self._drawn: int | None = None
         self._before: dict[str, Tensor] = {}
@@ -82,20 +77,21 @@ class PictureMonitor(L.Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        self._albums = albums(trainer.loggers)
         self._drawn = None
         if not self._is_resumed:
             self._best = {}
         self._is_resumed = False
-        if not self._loggers:
+        if not self._albums:
             others = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             rank_zero_warn(
-                f"PictureMonitor gives its pictures to a WandbLogger, but the Trainer's loggers are: {others}. The "
-                "training goes on without pictures. To have them without an account: pip install wandb, and "
-                "Trainer(logger=WandbLogger(offline=True))."
+                "PictureMonitor gives its pictures to the loggers of TensorBoard, W&B and MLflow, and to any with"
+                f" log_image, but the Trainer's loggers are: {others}. The training goes on without pictures. To have"
+                " them: Trainer(logger=TensorBoardLogger(...)), or without an account pip install wandb and"
+                " Trainer(logger=WandbLogger(offline=True))."
             )
             return
-        self._has_pillow = importlib.util.find_spec("PIL") is not None
+        self._has_pillow = has_pillow()
         if not self._has_pillow:
             rank_zero_warn(
                 "PictureMonitor draws with pillow, which is not installed: there will be histograms and the table of "
@@ -115,42 +111,40 @@ class PictureMonitor(L.Callback):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._loggers or trainer.sanity_checking or not is_at_target(trainer):
+        if not self._albums or trainer.sanity_checking or not is_at_target(trainer):
             return
         metrics = trainer.callback_metrics
         # What this validation has not logged is still the same object.
         new = [key for key in metrics if "acc" in key.lower() and metrics[key] is not self._before.get(key)]
         self._before = {}
         better = {key: float(metrics[key]) for key in new if key not in self._best or metrics[key] > self._best[key][0]}
+        weights = _weights(trainer, pl_module)
         if better:
-            sparsity = sparsity_values(_weights(trainer, pl_module))["sparsity/total"]
-            for key, value in better.items():
-                self._best[key] = (value, sparsity)
+            sparsity = sparsity_values(weights)["sparsity/total"]
+            self._best |= {key: (value, sparsity) for key, value in better.items()}
             if trainer.is_global_zero:
-                self._summarise({f"best/{key}": self._best[key][0] for key in better})
-                self._summarise({f"best/{key}_sparsity": self._best[key][1] for key in better})
+                self._summarise_best(better)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._loggers or not trainer.is_global_zero:
+        if not self._albums or not trainer.is_global_zero:
             return
         if self._drawn != trainer.global_step:
             self._draw(trainer, pl_module)
         weights = _weights(trainer, pl_module)
         values = sparsity_values(weights)
-        self._summarise({"final/sparsity": values["sparsity/total"], "final/nonzero": int(values["nonzero/total"])})
+        final = {"final/sparsity": values["sparsity/total"], "final/nonzero": int(values["nonzero/total"])}
+        for album in self._albums:
+            album.summarise(final)
+            if weights:
+                album.table("pictures/layers", _COLUMNS, layer_rows(weights), max(trainer.global_step - 1, 0))
         # What was best before a checkpoint from which the training has gone on.
-        for key, (best, sparsity) in self._best.items():
-            self._summarise({f"best/{key}": best, f"best/{key}_sparsity": sparsity})
-        if weights:
-            from wandb import Table
-
-            self._write(trainer, {"pictures/layers": Table(columns=_COLUMNS, data=layer_rows(weights))})
+        self._summarise_best(self._best)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # A validation or test after the training is none of its.
-        self._loggers = []
+        self._albums = []
         self._is_resumed = False
 
     @override
@@ -163,47 +157,41 @@ class PictureMonitor(L.Callback):
         self._is_resumed = True
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._loggers or not trainer.is_global_zero:
+        if not self._albums or not trainer.is_global_zero:
             return
         weights = _weights(trainer, pl_module)
         if not weights:
             return
-        from wandb import Histogram
-
-        pictures: dict[str, Any] = {}
-        for name, tensors in weights.items():
-            counts, edges = nonzero_histogram(tensors)
-            pictures[f"weights/{name}"] = Histogram(np_histogram=(counts.numpy(), edges.numpy()))
+        pictures = Pictures({}, {}, {f"weights/{name}": nonzero_histogram(ws) for name, ws in weights.items()})
         if self._has_pillow:
-            pictures |= self._images(pl_module, weights)
-        self._write(trainer, pictures)
+            self._add_images(pictures, pl_module, weights)
+        for album in self._albums:
+            album.show(pictures, max(trainer.global_step - 1, 0))
         self._drawn = trainer.global_step
 
-    def _images(self, pl_module: L.LightningModule, weights: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
-        from PIL.Image import fromarray
-        from wandb import Image
-
-        short = labels(list(weights))
+    def _add_images(
+        self, pictures: Pictures, pl_module: L.LightningModule, weights: Mapping[str, Sequence[Tensor]]
+    ) -> None:
+        # The font has no sign for what is left out.
+        short = display_names(list(weights), 32, "...")
         shares = {short[name]: zeros / max(size, 1) for name, (zeros, size) in count_zeros(weights).items()}
-        images: dict[str, Any] = {"pictures/sparsity": Image(sparsity_bars(shares))}
+        pictures.images["pictures/sparsity"] = sparsity_bars(shares)
         shown = {id(w) for tensors in weights.values() for w in tensors}
         for name, module in pl_module.named_modules():
             weight = module.weight if isinstance(module, _CONVOLUTIONS) else None
-            if isinstance(weight, Tensor) and id(weight) in shown:
+            if isinstance(weight, Tensor) and weight.numel() and id(weight) in shown:
                 shown.remove(id(weight))  # a weight that modules share is drawn once
-                parts = [f"{min(n, self.max_filters)} of {n}" for n in weight.shape[:2]]
-                caption = f"{name or type(module).__name__}: {parts[0]} x {parts[1]} kernels, white is non-zero"
-                mask = fromarray(filter_mask(weight, self.max_filters).numpy())
-                images[f"masks/{name or type(module).__name__}"] = Image(mask, caption=caption)
-        return images
+                name = name or type(module).__name__
+                mask = draw_mask(weight.detach()[: self.max_filters, : self.max_filters] != 0)
+                pictures.images[f"masks/{name}"] = mask.on_white()
+                parts = " x ".join(f"{min(n, self.max_filters)} of {n}" for n in weight.shape[:2])
+                pictures.captions[f"masks/{name}"] = f"{name}: {parts} kernels, blue is not zero; {mask.caption}"
 
-    def _write(self, trainer: L.Trainer, values: Mapping[str, Any]) -> None:
-        for logger in self._loggers:
-            logger.log_metrics(values, step=max(trainer.global_step - 1, 0))
-
-    def _summarise(self, values: Mapping[str, float]) -> None:
-        for logger in self._loggers:
-            logger.experiment.summary.update(dict(values))
+    def _summarise_best(self, keys: Mapping[str, Any]) -> None:
+        for album in self._albums:
+            for key in keys:
+                best, sparsity = self._best[key]
+                album.summarise({f"best/{key}": best, f"best/{key}_sparsity": sparsity})
 
 
 def nonzero_histogram(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

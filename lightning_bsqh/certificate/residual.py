@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers, only_trained
+from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
@@ -209,7 +209,7 @@ def pmp_residual(
     return PMPResidual(
         total=at.total,
         hamiltonian=affine_hamiltonian(
-            math.fsum(at.alignment(name) for name in weights), regularizer.penalty(at.regularized(found))
+            math.fsum(at.alignment(name) for name in weights), float(regularizer.penalty(at.regularized(found)))
         ),
         hamiltonian_gap=at.hamiltonian_gap(list(weights)),
         loss=loss,
@@ -245,7 +245,7 @@ class _Point:
         iteration = Iteration(
             list(self._maximiser.values()),
             [gradients[n] for n in names],
-            lambda: [metric[n] for n in names],
+            lambda pack, _: pack.side_by_side([metric[n] for n in names]),
             regularizer,
             [i for i, n in enumerate(names) if n in chosen],
         )
@@ -261,8 +261,8 @@ class _Point:
         candidate = iteration.maximise_(epsilon)
         #: r, over all layers together.
         self.total = candidate.gain(epsilon)
-        size = abs(candidate.slope) + abs(candidate.penalty_change) + epsilon * candidate.tau
-        if not self.total >= -1e-9 * size - 1e-12 * abs(iteration.penalty):
+        size = abs(float(candidate.slope)) + abs(candidate.penalty_change) + epsilon * float(candidate.tau)
+        if not self.total >= -1e-9 * size - 1e-12 * abs(float(iteration.penalty)):
             raise RuntimeError(
                 f"regularizer={regularizer!r}: its prox_ found a point with a K that is lower by {-self.total:.3g} than"
                 " that of the weights themselves, so it does not maximise: check prox_ against penalty."
@@ -288,7 +288,7 @@ class _Point:
         u, v = [self._weights[n] for n in names], [self._extremes[n] for n in names]
         slopes = [float((self._ascent[n] * (b - a)).sum()) for n, a, b in zip(names, u, v, strict=True)]
         regularizer = self._restricted_to(names)
-        return math.fsum(slopes) - (regularizer.penalty(v) - regularizer.penalty(u))
+        return math.fsum(slopes) - float(regularizer.penalty(v) - regularizer.penalty(u))
 
     def sampled(self, layer: Layer, parameters: Mapping[str, Tensor], boundaries: Boundaries, samples: int) -> float:
         """The largest gain of a layer's true K among sampled points.
@@ -313,7 +313,7 @@ class _Point:
             for v, u, name, r in zip(point, base, names, regularizers, strict=True):
                 d = self._metric[name]
                 value -= self._epsilon * float((d * (v - u).square()).sum())
-                value -= 0.0 if r is None else r.penalty([v]) - r.penalty([u])
+                value -= 0.0 if r is None else float(r.penalty([v]) - r.penalty([u]))
             return value
 
         try:
@@ -334,7 +334,7 @@ class _Point:
     def layer(self, layer: Layer, sampled: float | None) -> LayerResidual:
         parts = [self._gains(name, name in layer.regularized) for name in layer.parameters]
         weights = [n for n in layer.parameters if n in layer.regularized]
-        penalty = self._restricted_to(weights).penalty([self._weights[n] for n in weights]) if weights else 0.0
+        penalty = float(self._restricted_to(weights).penalty([self._weights[n] for n in weights])) if weights else 0.0
         return LayerResidual(
             name=layer.name,
             residual=math.fsum(total for _, total in parts),
@@ -359,7 +359,7 @@ class _Point:
         total = float(gains.sum())
         if change is None:
             assert own is not None
-            total -= own.penalty([maximiser]) - own.penalty([u])
+            total -= float(own.penalty([maximiser]) - own.penalty([u]))
             gains = torch.full_like(gains, total)
         return gains.flatten(), total
 
@@ -440,11 +440,10 @@ def _metric(
     rule = make_metric(metric)
     result: dict[str, MetricWeight] = {}
     for name, w in weights.items():
-        state: dict[str, Any] = {}
-        gradient = gradients[name]
-        if gradient is not None:
-            rule.update(state, gradient)
-        result[name] = rule.weight(state, w, contested=regularizer.couples_tensors)
+        pack = Pack([w], [0])
+        low = {0} if regularizer.couples_tensors else set()
+        weight = rule.weight(pack, pack.gradients([gradients[name]]), [{}], low)
+        result[name] = weight.view(w.shape) if isinstance(weight, Tensor) else weight
     return result
 
 

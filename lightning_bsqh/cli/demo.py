@@ -1,4 +1,4 @@
-"""The demo: trains a sparse network on scikit-learn's digits and shows what came out."""
+"""The command ``lightning-bsqh demo``: trains a sparse network on scikit-learn's digits and shows what came out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import logging
 import shlex
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -22,14 +22,19 @@ from typing_extensions import override
 from lightning_bsqh.callbacks import AugmentationMonitor, PictureMonitor, SparseCheckpoint
 from lightning_bsqh.callbacks._weights import count_zeros, layer_weights
 from lightning_bsqh.cli.lightning_cli import BSQHCLI
-from lightning_bsqh.cli.log_config import plain_config
+from lightning_bsqh.cli.log_config import plain_config, save_beside
+from lightning_bsqh.cli.recipes import recipe_path
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.report import write_report
 from lightning_bsqh.report.command import how_to_open
-from lightning_bsqh.report.plot import plot_training, short_names
+from lightning_bsqh.report.names import display_names
 from lightning_bsqh.trainer_access import callbacks_of
 
-_RECIPE = "digits_lenet5.yaml"
+_RECIPE = "digits_lenet5"
+_NEEDED = ("rich", "sklearn")
+# Says whose folder it is; without it nothing in a folder is touched.
+_MARK = ".lightning-bsqh-demo"
+_Callback = TypeVar("_Callback", bound=L.Callback)
 
 
 @dataclass(frozen=True)
@@ -62,64 +67,51 @@ class DemoResult:
         return sum(zeros for zeros, _ in self.zeros.values()) / sum(size for _, size in self.zeros.values())
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def run(options: argparse.Namespace) -> int:
     """Runs ``lightning-bsqh demo``.
 
     Args:
-        args: The arguments after ``demo``; None takes ``sys.argv``.
+        options: ``seed``, ``output`` and ``epochs``, None for the recipe's.
 
     Raises:
-        SystemExit: If an argument is wrong, or a package that the demo needs is not installed.
+        SystemExit: If a package that the demo needs is not installed, or ``output`` holds somebody's files.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning-bsqh demo",
-        description="Trains a sparse LeNet on the handwritten digits that scikit-learn carries.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=None, help="number of epochs (default: that of the recipe)")
-    options = parser.parse_args(args)
-    if options.epochs is not None and options.epochs < 1:
-        parser.error(f"argument --epochs: must be at least 1, got {options.epochs}")
     # Before the training, not after it.
-    missing = [name for name in ("matplotlib", "rich", "sklearn") if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f'The demo needs {", ".join(missing)}: pip install "lightning-bsqh[recipes]"')
     _quieten()
     # The network is too small to share out, and where other programs run a second thread costs far more than it brings.
     torch.set_num_threads(1)
-    print_result(run_demo(options.output, options.seed, options.epochs), options.seed)
+    try:
+        result = run_demo(options.output, options.seed, options.epochs)
+    except FileExistsError as error:
+        raise SystemExit(str(error)) from error
+    print_result(result, options.seed)
+    return 0
 
 
 def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_bar: bool = True) -> DemoResult:
-    """Trains by the recipe, tests the best sparse checkpoint, draws the training and writes the report.
+    """Trains by the recipe, tests the best sparse checkpoint, and writes the report.
 
     Args:
-        output: Run folder, made if needed; what an earlier run left there is replaced.
+        output: Run folder, made if needed; what an earlier demo left there is replaced.
         seed: Seed of weights and batches.
         epochs: Number of epochs; None takes the recipe's.
         progress_bar: Whether to show one.
+
+    Raises:
+        FileExistsError: If ``output`` is there and holds anything but what an earlier demo left.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    arguments = ["--config", str(recipe_path(_RECIPE)), "--seed_everything", str(seed)]
-    arguments += ["--trainer.default_root_dir", str(output), "--trainer.logger", "false"]
-    arguments += ["--trainer.enable_model_summary", "false"]
-    arguments += ["--trainer.enable_progress_bar", str(progress_bar).lower()]
-    arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+    _claim(output)
     wandb_logger = _wandb_logger(output)
-    extra: list[L.Callback] = [] if wandb_logger is None else [PictureMonitor(every_n_steps=100)]
-    if progress_bar:
-        extra.append(_ProgressBar(refresh_rate=5, theme=RichProgressBarTheme(metrics_format=".4g")))
-    cli = BSQHCLI(arguments, run=False, save_config_callback=None, trainer_defaults={"callbacks": extra})
+    cli = _cli(output, seed, epochs, progress_bar, wandb_logger is not None)
     trainer, model = cli.trainer, cli.model
     csv_logger = CSVLogger(output, name="", version="")
     if wandb_logger is not None:
         wandb_logger.log_hyperparams(plain_config(cli.parser, cli.config))
     trainer.loggers = [csv_logger] if wandb_logger is None else [csv_logger, wandb_logger]
-    callbacks = callbacks_of(trainer)
-    (monitor,) = (callback for callback in callbacks if isinstance(callback, AugmentationMonitor))
-    (checkpoint,) = (callback for callback in callbacks if isinstance(callback, SparseCheckpoint))
-
+    monitor = _only(trainer, AugmentationMonitor)
     start = time.perf_counter()
     trainer.fit(model, datamodule=cli.datamodule)
     seconds = time.perf_counter() - start
@@ -130,24 +122,12 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     assert report is not None  # there was at least one batch
     # Before the test, which puts the callbacks back to where they were at the checkpoint.
     accepted_trials, rejected_trials = monitor.accepted_trials, monitor.rejected_trials
+    checkpoint = _only(trainer, SparseCheckpoint).best_model_path
     # Puts the checkpoint's weights into the model, so what is counted below is what was tested.
-    (metrics,) = trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint.best_model_path, verbose=False)
-    files = {
-        "metrics": Path(csv_logger.log_dir) / "metrics.csv",
-        "checkpoint": Path(checkpoint.best_model_path),
-        "picture": output / "training.png",
-    }
+    (metrics,) = trainer.test(model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    files = {"metrics": Path(csv_logger.log_dir) / "metrics.csv", "checkpoint": Path(checkpoint)}
     if wandb_logger is not None:
         files["W&B offline run"] = _finish_wandb()
-    plot_training(files["metrics"], files["picture"])
-    # The settings, for the report and to repeat the run.
-    cli.parser.save(cli.config, output / "config.yaml", skip_none=False, overwrite=True, multifile=False)
-    if importlib.util.find_spec("plotly") is None:
-        print(
-            'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
-        )
-    else:
-        files["report"] = write_report([output])
     return DemoResult(
         test_accuracy=metrics["test_accuracy"],
         zeros=count_zeros(weights),
@@ -156,8 +136,53 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
         skipped=optimizer.skipped,
         epsilon=report.epsilon,
         seconds=seconds,
-        files=files,
+        files=files | _report(cli, output),
     )
+
+
+def _claim(output: Path) -> None:
+    """Takes a folder for the demo, if it is new, empty, or an earlier demo's; what that left is removed."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file: name a folder with --output.")
+    mark = output / _MARK
+    if output.is_dir() and any(output.iterdir()) and not mark.is_file():
+        raise FileExistsError(
+            f"The folder {output} holds files that no demo has left, and they are not to be replaced: name another with"
+            " --output."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    mark.write_text("Made by `lightning-bsqh demo`, which replaces what it has left here.\n", encoding="utf-8")
+    for name in ("config.yaml", "report.html"):
+        # Also a link, which would be followed.
+        (output / name).unlink(missing_ok=True)
+
+
+def _cli(output: Path, seed: int, epochs: int | None, progress_bar: bool, pictures: bool) -> BSQHCLI:
+    arguments = ["--config", str(recipe_path(_RECIPE)), "--seed_everything", str(seed)]
+    arguments += ["--trainer.default_root_dir", str(output), "--trainer.logger", "false"]
+    arguments += ["--trainer.enable_model_summary", "false"]
+    arguments += ["--trainer.enable_progress_bar", str(progress_bar).lower()]
+    arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+    extra: list[L.Callback] = [PictureMonitor(every_n_steps=100)] if pictures else []
+    if progress_bar:
+        extra.append(_ProgressBar(refresh_rate=5, theme=RichProgressBarTheme(metrics_format=".4g")))
+    return BSQHCLI(arguments, run=False, save_config_callback=None, trainer_defaults={"callbacks": extra})
+
+
+def _only(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
+    (callback,) = (callback for callback in callbacks_of(trainer) if isinstance(callback, kind))
+    return callback
+
+
+def _report(cli: BSQHCLI, output: Path) -> dict[str, Path]:
+    # The settings, for the report and to repeat the run.
+    save_beside(output / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    if importlib.util.find_spec("plotly") is None:
+        print(
+            'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
+        )
+        return {}
+    return {"report": write_report([output])}
 
 
 def print_result(result: DemoResult, seed: int) -> None:
@@ -170,7 +195,7 @@ def print_result(result: DemoResult, seed: int) -> None:
     table.add_column("value", justify="right")
     table.add_row("test accuracy", f"{100.0 * result.test_accuracy:.2f} %")
     table.add_row("weights exactly zero", f"{100.0 * result.sparsity:.2f} %", end_section=True)
-    names = short_names(list(result.zeros))
+    names = display_names(list(result.zeros))
     for layer, (zeros, size) in result.zeros.items():
         table.add_row(f"zeros in {names[layer]}", f"{100.0 * zeros / size:.2f} % of {size:,}")
     table.add_section()
@@ -189,21 +214,6 @@ def print_result(result: DemoResult, seed: int) -> None:
         print(f"The report shows all of it. {how_to_open(result.files['report'])}")
     if "W&B offline run" in result.files:
         print(f"To upload the W&B run: wandb sync {shlex.quote(str(result.files['W&B offline run']))}")
-
-
-def recipe_path(name: str) -> Path:
-    """Where a recipe lies: inside the installed package, or beside it in a checkout.
-
-    Raises:
-        FileNotFoundError: If there is no such recipe.
-    """
-    package = Path(__file__).parents[1]
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"The recipe {name} is neither in {package / 'recipes'} nor in {package.parent / 'recipes'}."
-    )
 
 
 class _ProgressBar(RichProgressBar):

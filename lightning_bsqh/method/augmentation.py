@@ -25,6 +25,7 @@ class Trial:
         tightened: Whether w violated a constraint that has just been tightened: then û − w is mostly
             thresholding, and its curvature says little about the smooth part.
         resolution: The rounding error of the loss; what lies below it is noise.
+        length: Σ G²/(4D), which is ε²τ of the step without a regulariser: a measure of the gradient.
     """
 
     epsilon: float
@@ -34,6 +35,7 @@ class Trial:
     accepted: bool
     tightened: bool
     resolution: float
+    length: float = math.nan
 
     @property
     def curvature(self) -> float | None:
@@ -121,14 +123,14 @@ class Augmentation(ABC):
             return self.epsilon
         return min(self.epsilon * self.schedule(progress), self.epsilon_max)
 
-    def epsilon_for(self, epsilon: float, tau: float) -> float:
-        """ε to try instead of ``epsilon``, at least as large, now that the length of its step is known.
+    def epsilon_for(self, epsilon: float, length: float) -> float:
+        """ε to try instead of ``epsilon``, at least as large, now that the length of the gradient is known.
 
-        Asked before the trial sweep; here ``epsilon`` itself.
+        Here ``epsilon`` itself. If it is larger, the candidate made with ``epsilon`` is not looked at.
 
         Args:
             epsilon: What :meth:`epsilon_at` gave.
-            tau: ‖û − w‖²_D for it, without weights that û sets to zero where a constraint has just been tightened.
+            length: Σ G²/(4D), which is ε²τ of the step without a regulariser, whatever ε is.
         """
         return epsilon
 
@@ -191,8 +193,8 @@ class Curvature(Augmentation):
 
     The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
     has become small, say; D follows slowly, and the step G/(2εD) lowers the batch's loss and destroys the network. So
-    where ε²τ, a measure of the gradient that does not depend on ε, exceeds ``outlier`` times its running average, ε is
-    raised for this iteration until τ is no more than that.
+    where Σ G²/(4D), which is ε²τ of the step without a regulariser, exceeds ``outlier`` times its running average, ε is
+    raised for this iteration until the step is no longer than that.
 
     Args:
         epsilon: Start ε⁰ > 0; the floor if that is higher. None takes the metric's.
@@ -204,7 +206,7 @@ class Curvature(Augmentation):
         smoothing: Share β in (0, 1] of the distance that one accepted trial covers.
         fall: Largest decrease of ln ε by one accepted trial, > 0.
         rise: Largest increase of ln ε by one accepted trial, > 0.
-        outlier: How many times as long as usual, in ε²τ, a step may be, > 1; None sets no limit.
+        outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
         schedule: Whether to raise ε towards the end of training.
@@ -236,7 +238,7 @@ class Curvature(Augmentation):
         self._tau = 0.0
         # Whether ε has been near its target once: from then on it falls slowly.
         self._settled = False
-        # The running average of ε²τ.
+        # The running average of Σ G²/(4D).
         self._length: float | None = None
 
     @override
@@ -247,19 +249,15 @@ class Curvature(Augmentation):
         self.epsilon = max(self.epsilon, self.floor)
 
     @override
-    def epsilon_for(self, epsilon: float, tau: float) -> float:
-        if self._length is None or self.outlier is None or not math.isfinite(tau):
+    def epsilon_for(self, epsilon: float, length: float) -> float:
+        if not self._length or self.outlier is None or not math.isfinite(length):
             return epsilon
-        return min(max(epsilon, math.sqrt(tau / (self.outlier * self._length)) * epsilon**2), self.epsilon_max)
+        return max(epsilon, min(math.sqrt(length / (self.outlier * self._length)) * epsilon, self.epsilon_max))
 
     @override
     def observe(self, trial: Trial) -> None:
-        if trial.accepted and not trial.tightened and trial.tau > 0.0:
-            length = trial.epsilon**2 * trial.tau
-            usual = length if self._length is None else self._length
-            # An outlier that was not let through for all its length shall not become usual for all of it either.
-            counted = length if self.outlier is None else min(length, self.outlier * usual)
-            self._length = self.memory * usual + (1.0 - self.memory) * counted
+        if trial.accepted and math.isfinite(trial.length):
+            self._average_length(trial.length)
         if not trial.accepted:
             own = trial.curvature
             target = math.inf if own is None else self.safety * own / 2.0
@@ -271,6 +269,12 @@ class Curvature(Augmentation):
             elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
                 # So short a step that its second order drowns in rounding, of which it is no more than once.
                 self._follow(max(self.safety * trial.resolution / trial.tau, self.floor or 0.0), only_bound=True)
+
+    def _average_length(self, length: float) -> None:
+        usual = length if self._length is None else self._length
+        # An outlier that was not let through for all its length shall not become usual for all of it either.
+        counted = length if self.outlier is None else min(length, self.outlier * usual)
+        self._length = self.memory * usual + (1.0 - self.memory) * counted
 
     def _follow(self, target: float, only_bound: bool = False) -> None:
         """Moves ε towards a target, or halves it if it is far above the target's bound."""

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lightning_bsqh.method.hamiltonian import augmented_gain
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """How a candidate û differs from the base point w.
+    """How a candidate û differs from the base point w; scalars on the device, or numbers once they have been read.
 
     Attributes:
         slope: ⟨G, û − w⟩, the decrease that the linear model promises.
         tau: ‖û − w‖²_D.
-        penalty_change: ρ[R(û) − R(w)].
+        penalty: ρR(û).
+        base_penalty: ρR(w).
         excess: What Σ_l⟨p, λ(x, û) − λ(x, w)⟩ exceeds the slope by, over the layers that are not affine and whose
             true K was evaluated.
     """
 
-    slope: float
-    tau: float
-    penalty_change: float
+    slope: Tensor | float
+    tau: Tensor | float
+    penalty: Tensor | float
+    base_penalty: Tensor | float
     excess: float = 0.0
+
+    def scalars(self) -> dict[str, Tensor | float]:
+        """What has to be read, by name."""
+        return {
+            "slope": self.slope,
+            "tau": self.tau,
+            "penalty": self.penalty,
+            "base_penalty": self.base_penalty,
+            "excess": self.excess,
+        }
+
+    @classmethod
+    def read_from(cls, values: Mapping[str, float]) -> Candidate:
+        """The same in numbers.
+
+        Args:
+            values: What has been read, by the names of :meth:`scalars`.
+        """
+        return cls(*(values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess")))
+
+    @property
+    def penalty_change(self) -> float:
+        """ρ[R(û) − R(w)]."""
+        return float(self.penalty - self.base_penalty)
 
     def gain(self, epsilon: float) -> float:
         """K_ε(û; w) − K_ε(w; w), summed over the layers."""
-        return augmented_gain(self.slope + self.excess, self.penalty_change, epsilon, self.tau)
+        return float(augmented_gain(self.slope + self.excess, self.penalty - self.base_penalty, epsilon, self.tau))
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,24 @@ class GaussSeidel:
     they take their û from the jacobi sweep, before the others.
 
     Args:
-        layers: All layers with the positions of their tensors among the parameters.
-        boundaries: Records inputs and adjoints of all of them.
+        boundaries: Records inputs and adjoints of all layers.
     """
 
-    def __init__(self, layers: Sequence[tuple[Layer, Sequence[int]]], boundaries: Boundaries) -> None:
-        self._layers = layers
+    def __init__(self, boundaries: Boundaries) -> None:
         self._boundaries = boundaries
 
     @contextmanager
-    def updating(self, iteration: Iteration, epsilon: float) -> Iterator[None]:
+    def updating(
+        self, iteration: Iteration, epsilon: float, layers: Sequence[tuple[Layer, Sequence[int]]]
+    ) -> Iterator[None]:
         """While a trial forward sweep runs inside, the parameters go from w to û, layer by layer.
 
         Args:
             iteration: Holds w, G, D and R.
             epsilon: The augmentation parameter.
+            layers: All layers with the positions of their tensors among the parameters.
         """
-        if not any(self._boundaries.calls(layer) for layer, _ in self._layers):
+        if not any(self._boundaries.calls(layer) for layer, _ in layers):
             raise ValueError(
                 "sweep='gauss-seidel' has found no layer that is called as a module outside compiled code, so there is"
                 " no order to update them in: use sweep='jacobi'."
@@ -50,7 +51,7 @@ class GaussSeidel:
         iteration.maximise_(epsilon)
         iteration.begin_layers()
         handles = []
-        for layer, positions, call in self._in_order():
+        for layer, positions, call in self._in_order(layers):
             iteration.restore_layer_(positions)
             update = _Update(layer, positions, call, self._boundaries, iteration, epsilon)
             handles.append(call.module.register_forward_pre_hook(update, with_kwargs=True))
@@ -60,10 +61,10 @@ class GaussSeidel:
             for handle in handles:
                 handle.remove()
 
-    def _in_order(self) -> list[tuple[Layer, Sequence[int], Recorded]]:
+    def _in_order(self, layers: Sequence[tuple[Layer, Sequence[int]]]) -> list[tuple[Layer, Sequence[int], Recorded]]:
         """The layers that have one place in the order of the sweep, and their calls."""
         called = []
-        for layer, positions in self._layers:
+        for layer, positions in layers:
             calls = self._boundaries.calls(layer)
             if len(calls) == 1:
                 called.append((layer, positions, calls[0]))

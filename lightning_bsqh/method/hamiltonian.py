@@ -18,7 +18,9 @@ def squared_length(step: Tensor, metric: MetricWeight) -> Tensor:
     return torch.dot(step * (metric.flatten() if isinstance(metric, Tensor) else metric), step)
 
 
-def augmented_gain(slope: float, penalty_change: float, epsilon: float, tau: float) -> float:
+def augmented_gain(
+    slope: Tensor | float, penalty_change: Tensor | float, epsilon: float, tau: Tensor | float
+) -> Tensor | float:
     """K_ε(û; w) − K_ε(w; w) = ⟨G, û−w⟩ − ρ[R(û) − R(w)] − ε‖û−w‖²_D, summed over the layers.
 
     At the maximiser it is at least zero, up to rounding (method §3); exact where λ is affine in u.

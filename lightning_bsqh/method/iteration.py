@@ -11,81 +11,124 @@ from torch import Tensor
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.hamiltonian import affine_hamiltonian, augmented_gain, squared_length
 from lightning_bsqh.method.safeguard import Safeguard, TrueHamiltonian
+from lightning_bsqh.network.packing import Pack, make_packs
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
+
+#: Gives D of one pack's parameters: shape ``[n]``, or a scalar.
+PackMetric = Callable[[Pack, Tensor], MetricWeight]
 
 
 class Iteration:
     """Makes candidates from one forward and adjoint sweep, and goes back where none is good.
 
-    The parameters themselves hold whatever point is looked at; w is kept as a copy.
+    The parameters themselves hold whatever point is looked at; w is kept as a copy. Nothing here waits for the device:
+    what a decision needs is a scalar on the device until it is read.
 
     Args:
-        parameters: All trained tensors; they hold w.
+        parameters: All tensors that are trained; they hold w.
         gradients: −G for each, None where the loss does not depend on it.
-        metric: Computes D for each. Called anew for every candidate, so that D takes no memory during the sweeps.
+        metric: Computes D. Called anew for every candidate, so that D takes no memory during the sweeps.
         regularizer: R as it holds in this iteration.
         regularized: Positions of the tensors that R acts on.
         checks: The layers that are not affine in their parameters and can be run alone.
+        packs: The parameters side by side, with the regularised ones first; None makes them.
+        unreached: Positions of the parameters that no gradient has reached yet.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
-        metric: Callable[[], Sequence[MetricWeight]],
+        metric: PackMetric,
         regularizer: Regularizer,
         regularized: Sequence[int],
         checks: Sequence[TrueHamiltonian] = (),
+        packs: Sequence[Pack] | None = None,
+        unreached: Sequence[int] = (),
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
+        self.packs = list(packs) if packs is not None else make_packs(parameters, set(regularized))
         self._checks = checks
         self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._metric = metric
         self._regularizer = regularizer
         self._regularized = regularized
-        self._weights = [parameters[i] for i in regularized]
-        self._start = self._base = _copies(parameters)
-        # Whether the parameters may hold something else than the base point.
-        self._moved = False
+        self._start = self._base = [pack.values() for pack in self.packs]
+        self._layer_base: Sequence[Tensor] = ()
         self._layer_metric: Sequence[MetricWeight] = ()
         self._layer_regularizers: dict[int, Regularizer] = {}
         self._excess = 0.0
-        #: ρR at the base point.
-        self.penalty = regularizer.penalty(self._weights)
-        #: Whether w violates a constraint: one that has just been tightened.
-        self.tightened = not regularizer.admits(self._weights)
+        self._unreached = unreached
+        self._of_gradient: dict[str, Tensor | float] = {}
+        base = self._weights(self._base)
+        #: ρR at the base point, a scalar.
+        self.penalty: Tensor | float = regularizer.penalty(base)
+        #: Whether the w of the start satisfies the constraint; it does not if that has just been tightened.
+        self.admitted: Tensor | bool = regularizer.admits(base)
+
+    @property
+    def tightened(self) -> bool:
+        """Whether w violates a constraint: one that has just been tightened."""
+        return not bool(self.admitted)
+
+    def scalars(self) -> dict[str, Tensor | float]:
+        """What has to be read of w and G, by name, once there is a candidate.
+
+        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``peak`` the largest |G|; ``admitted`` whether w
+        satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time.
+        """
+        return {"admitted": self.admitted, **self._of_gradient}
+
+    # ------------------------------------------------------------------ jacobi
 
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
-        metric = self._metric()
-        for p, w, gradient, d in zip(self.parameters, self._base, self.gradients, metric, strict=True):
-            if self._moved:
-                p.copy_(w)
-            if gradient is not None:
-                _ascend_(p, gradient, d, epsilon)
-        self._moved = True
-        self._regularizer.prox_(self._weights, [metric[i] for i in self._regularized], epsilon)
+        gradients, metric = self.linearisation()
+        directions = [g / d for g, d in zip(gradients, metric, strict=True)]
+        if not self._of_gradient:
+            self._look_at(gradients, directions)
+        points = [torch.add(w, s, alpha=-0.5 / epsilon) for w, s in zip(self._base, directions, strict=True)]
+        del directions
+        self._regularizer.prox_(self._weights(points), self._weights(metric), epsilon)
+        self.put_(points)
         if not self._checks:
-            return self._measure(metric)
-        excess = self._safeguard.apply_(self._checks, self._base, self.gradients, metric, epsilon)
-        candidate = self._measure(metric, excess)
+            return self._measure(points, gradients, metric)
+        return self._safeguarded_(gradients, metric, epsilon)
+
+    def _look_at(self, gradients: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
+        lengths = [torch.dot(g, s) for g, s in zip(gradients, directions, strict=True)]
+        peaks = [torch.linalg.vector_norm(g, math.inf) for g in gradients if g.numel()]
+        self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
+        for i in self._unreached:
+            gradient = self.gradients[i]
+            self._of_gradient[f"reached/{i}"] = 0.0 if gradient is None else gradient.any()
+
+    def _safeguarded_(self, gradients: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
+        excess = self._safeguard.apply_(
+            self._checks, self._of_parameters(self._base), self.gradients, self._of_parameters(metric), epsilon
+        )
+        candidate = self._measure(self.values(), gradients, metric, excess)
         if self._regularizer.couples_tensors and not self.tightened and not candidate.gain(epsilon) >= 0.0:
             # What one layer gives up for another is worth it in the linearisation, but not in the true K.
             self.restore_()
-            candidate = self._measure(metric)
+            candidate = self._measure(self._base, gradients, metric)
         return candidate
+
+    # ------------------------------------------------------------------ gauss-seidel
 
     def begin_layers(self) -> None:
         """Prepares :meth:`maximise_layer_`, with the jacobi proposal of :meth:`maximise_` in the parameters."""
-        self._layer_metric = self._metric()
-        self._layer_regularizers = dict(zip(self._regularized, self._regularizer.separate(self._weights), strict=True))
+        self._layer_metric = self._of_parameters(self.linearisation()[1])
+        self._layer_base = self._of_parameters(self._base)
+        parts = self._regularizer.separate([self.parameters[i].detach() for i in self._regularized])
+        self._layer_regularizers = dict(zip(self._regularized, parts, strict=True))
         self._excess = 0.0
 
     def restore_layer_(self, positions: Sequence[int]) -> None:
         """Puts w_l back into one layer's tensors."""
         for i in positions:
-            self.parameters[i].copy_(self._base[i])
+            self.parameters[i].copy_(self._layer_base[i])
 
     def maximise_layer_(
         self, positions: Sequence[int], gradients: Sequence[Tensor], epsilon: float, check: TrueHamiltonian | None
@@ -100,48 +143,44 @@ class Iteration:
         """
         for i, gradient in zip(positions, gradients, strict=True):
             d = self._layer_metric[i]
-            _ascend_(self.parameters[i], gradient, d, epsilon)
+            self.parameters[i].add_(gradient / d, alpha=-0.5 / epsilon)
             if i in self._layer_regularizers:
                 self._layer_regularizers[i].prox_([self.parameters[i]], [d], epsilon)
         if check is None:
             return
         # Against the parameters of this moment: the layers before have their û already.
         base = [p.detach().clone() for p in self.parameters]
-        for i in positions:
-            base[i] = self._base[i]
         given: list[Tensor | None] = list(self.gradients)
         for i, gradient in zip(positions, gradients, strict=True):
-            given[i] = gradient
+            base[i], given[i] = self._layer_base[i], gradient
         self._excess += self._safeguard.apply_([check], base, given, self._layer_metric, epsilon)
 
-    def length(self, candidate: Candidate) -> float:
-        """τ of a candidate that the parameters hold, without what a constraint just tightened has set to zero."""
-        if not self.tightened:
-            return candidate.tau
-        kept = [
-            squared_length((p - w).mul_(p != 0).flatten(), d)
-            for p, w, d in zip(self.parameters, self._base, self._metric(), strict=True)
-        ]
-        return _sum(kept)
+    def measure_layers(self) -> Candidate:
+        """Compares what the parameters hold with the base point after all layers have been gone through."""
+        gradients, metric = self.linearisation()
+        return self._measure(self.values(), gradients, metric, self._excess)
+
+    # ------------------------------------------------------------------ comparing and going back
 
     def measure(self) -> Candidate:
         """Compares what the parameters hold with the base point."""
-        return self._measure(self._metric())
+        gradients, metric = self.linearisation()
+        return self._measure(self.values(), gradients, metric)
 
-    def measure_layers(self) -> Candidate:
-        """The same after :meth:`maximise_layer_` has gone through the layers."""
-        return self._measure(self._layer_metric, self._excess)
-
-    def _measure(self, metric: Sequence[MetricWeight], excess: float = 0.0) -> Candidate:
-        slopes: list[Tensor] = []
-        taus: list[Tensor] = []
-        for p, w, gradient, d in zip(self.parameters, self._base, self.gradients, metric, strict=True):
-            step = (p - w).flatten()
-            if gradient is not None:
-                slopes.append(-torch.dot(gradient.flatten(), step))
+    def _measure(
+        self,
+        points: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        metric: Sequence[MetricWeight],
+        excess: float = 0.0,
+    ) -> Candidate:
+        slopes, taus = [], []
+        for u, w, g, d in zip(points, self._base, gradients, metric, strict=True):
+            step = u - w
+            slopes.append(torch.dot(g, step))
             taus.append(squared_length(step, d))
-        penalty_change = self._regularizer.penalty(self._weights) - self.penalty
-        return Candidate(_sum(slopes), _sum(taus), penalty_change, excess)
+        penalty = self._regularizer.penalty(self._weights(points))
+        return Candidate(-_total(slopes), _total(taus), penalty, self.penalty, excess)
 
     def terms(self, layers: Mapping[str, Sequence[int]], epsilon: float) -> dict[str, LayerTerms]:
         """Hamiltonian and gain, layer by layer, without another sweep.
@@ -150,53 +189,87 @@ class Iteration:
             layers: The positions of each layer's tensors.
             epsilon: The ε of K.
         """
-        metric = self._metric()
-        found = {}
-        for name, positions in layers.items():
-            alignments, slopes, taus = [0.0], [0.0], [0.0]
-            for i in positions:
-                base, d = self._base[i].flatten().double(), metric[i]
-                step = self.parameters[i].detach().flatten().double() - base
-                taus.append(float(squared_length(step, d.double() if isinstance(d, Tensor) else d)))
-                if (gradient := self.gradients[i]) is not None:
-                    alignments.append(-float(torch.dot(gradient.flatten().double(), base)))
-                    slopes.append(-float(torch.dot(gradient.flatten().double(), step)))
-            own = [i for i in self._regularized if i in positions]
-            before = after = 0.0
-            if own:
-                r = self._regularizer.restricted_to([self._regularized.index(i) for i in own])
-                before = r.penalty([self._base[i] for i in own])
-                after = r.penalty([self.parameters[i] for i in own])
-            gain = augmented_gain(math.fsum(slopes), after - before, epsilon, math.fsum(taus))
-            found[name] = LayerTerms(affine_hamiltonian(math.fsum(alignments), before), gain)
-        return found
+        base = self._of_parameters(self._base)
+        metric = self._of_parameters(self.linearisation()[1])
+        return {name: self._terms(positions, base, metric, epsilon) for name, positions in layers.items()}
+
+    def _terms(
+        self, positions: Sequence[int], base: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float
+    ) -> LayerTerms:
+        alignments, slopes, taus = [0.0], [0.0], [0.0]
+        for i in positions:
+            w, d = base[i].flatten().double(), metric[i]
+            step = self.parameters[i].detach().flatten().double() - w
+            taus.append(float(squared_length(step, d.double() if isinstance(d, Tensor) else d)))
+            if (gradient := self.gradients[i]) is not None:
+                alignments.append(-float(torch.dot(gradient.flatten().double(), w)))
+                slopes.append(-float(torch.dot(gradient.flatten().double(), step)))
+        own = [i for i in self._regularized if i in positions]
+        before = after = 0.0
+        if own:
+            r = self._regularizer.restricted_to([self._regularized.index(i) for i in own])
+            before = float(r.penalty([base[i] for i in own]))
+            after = float(r.penalty([self.parameters[i].detach() for i in own]))
+        gain = augmented_gain(math.fsum(slopes), after - before, epsilon, math.fsum(taus))
+        return LayerTerms(affine_hamiltonian(math.fsum(alignments), before), float(gain))
 
     def restore_(self, to_start: bool = False) -> None:
         """Puts the base point back into the parameters, to the bit; or the w of the start, before any projection."""
-        for p, w in zip(self.parameters, self._start if to_start else self._base, strict=True):
-            p.copy_(w)
+        self.put_(self._start if to_start else self._base)
 
     def project_(self) -> None:
         """Moves the base point, and the parameters with it, to the nearest admissible point in the metric."""
+        _, metric = self.linearisation()
+        self._base = [w.clone() for w in self._start]
+        self._regularizer.project_(self._weights(self._base), self._weights(metric))
         self.restore_()
-        metric = self._metric()
-        self._regularizer.project_(self._weights, [metric[i] for i in self._regularized])
-        self._base = _copies(self.parameters)
-        self.penalty = self._regularizer.penalty(self._weights)
+        self.penalty = self._regularizer.penalty(self._weights(self._base))
+
+    # ------------------------------------------------------------------ vectors
+
+    def linearisation(self) -> tuple[list[Tensor], list[MetricWeight]]:
+        """−G and D of every pack."""
+        gradients = [pack.gradients(self.gradients) for pack in self.packs]
+        return gradients, [self._metric(pack, g) for pack, g in zip(self.packs, gradients, strict=True)]
+
+    def values(self) -> list[Tensor]:
+        """A copy of what the parameters hold, to be put back by :meth:`put_`."""
+        return [pack.values() for pack in self.packs]
+
+    def put_(self, points: Sequence[Tensor]) -> None:
+        """Puts one vector per pack into the parameters."""
+        for pack, point in zip(self.packs, points, strict=True):
+            pack.put(point)
+
+    def _weights(self, vectors: Sequence[MetricWeight]) -> list:
+        """What R acts on, of vectors: one vector if R treats all tensors alike, or views of the tensors' shapes."""
+        if not self._regularized:
+            return []
+        if self._regularizer.is_flat and len(self.packs) == 1:
+            vector = vectors[0]
+            size = sum(self.packs[0].sizes[: len(self._regularized)])
+            return [vector[:size] if isinstance(vector, Tensor) else vector]
+        views = self._of_parameters(vectors)
+        return [views[i] for i in self._regularized]
+
+    def _of_parameters(self, vectors: Sequence[MetricWeight]) -> list:
+        """Views in the parameters' shapes and order; a scalar is the same for all."""
+        views: list = [None] * len(self.parameters)
+        for pack, vector in zip(self.packs, vectors, strict=True):
+            pieces = pack.pieces(vector) if isinstance(vector, Tensor) else [vector] * len(pack.positions)
+            for position, piece in zip(pack.positions, pieces, strict=True):
+                views[position] = piece
+        return views
 
 
-def _ascend_(point: Tensor, gradient: Tensor, metric: MetricWeight, epsilon: float) -> None:
-    """Replaces w by z = w + G/(2εD) with G = −gradient, in place."""
-    if isinstance(metric, Tensor):
-        point.addcdiv_(gradient, metric, value=-0.5 / epsilon)
-    else:
-        point.add_(gradient, alpha=-0.5 / (epsilon * metric))
+def _total(scalars: Sequence[Tensor]) -> Tensor:
+    """Σ of scalars of one or several devices, in double precision where they are several."""
+    if len(scalars) == 1:
+        return scalars[0]
+    return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).sum()
 
 
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach().clone() for t in tensors]
-
-
-def _sum(values: Sequence[Tensor]) -> float:
-    """Σ of scalars in double precision, with one transfer from the device."""
-    return math.fsum(torch.stack([v.to(values[0].device) for v in values]).tolist()) if values else 0.0
+def _largest(scalars: Sequence[Tensor]) -> Tensor | float:
+    if len(scalars) < 2:
+        return scalars[0] if scalars else 0.0
+    return torch.stack([s.to(scalars[0].device, torch.float64) for s in scalars]).max()

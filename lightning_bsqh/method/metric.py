@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,29 +12,65 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import shown
+from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
 
 
 class Metric(ABC):
-    """Keeps per-parameter running quantities and turns them into the diagonal D."""
+    """Turns the gradients of the parameters into the diagonal D.
+
+    What it remembers lies in the optimizer's ``state`` of every parameter. It changes only in :meth:`commit`, when the
+    iteration is through, so that one that is skipped or interrupted leaves nothing.
+    """
 
     #: Start of ε that suits the metric, used by the default rule.
     default_epsilon: float
     #: ε below which a step is too long for any network, 0 if the metric cannot tell.
     default_floor: float
+    #: Whether it keeps a state per parameter, from the first gradient on that is not zero.
+    remembers: bool = False
+
+    def largest_gradient(self, dtype: torch.dtype) -> float:
+        """An element of G above it is as good as infinite."""
+        return torch.finfo(dtype).max
 
     @abstractmethod
-    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
-        """Takes one G (shape and dtype of the parameter) into the parameter's ``state``, in place."""
-
-    @abstractmethod
-    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
-        """D for one parameter: a new tensor of its shape, or a scalar; positive.
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> Any:
+        """D with this iteration's gradient taken in.
 
         Args:
-            state: What :meth:`update` keeps of it.
+            pack: Whose parameters.
+            gradient: −G of all of them, shape ``[n]``.
+            states: What is remembered of each parameter of the pack.
+            low: Positions of the parameters whose weights stand against those of others, as for the places of
+                Cardinality.
+
+        Returns:
+            A new tensor of shape ``[n]``, or a scalar; positive.
+        """
+
+    @abstractmethod
+    def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:
+        """Remembers this iteration's gradient.
+
+        Args:
+            pack: Whose parameters.
+            gradient: −G of all of them, shape ``[n]``.
+            states: What is remembered of each parameter of the pack; changed.
+            reached: Whether each parameter's gradient has an element that is not zero.
+        """
+
+    def repack(self) -> None:  # noqa: B027
+        """The packs are about to be made anew: what is kept for the present ones can go."""
+
+    @abstractmethod
+    def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> MetricWeight:
+        """D of one parameter as the last iteration left it, of the parameter's shape or a scalar.
+
+        Args:
+            state: What is remembered of it.
             parameter: The parameter.
-            contested: Whether its weights stand against those of other parameters, as for the places of Cardinality.
+            low: Whether its weights stand against those of others.
         """
 
 
@@ -43,11 +81,15 @@ class Euclidean(Metric):
     default_floor = 0.0
 
     @override
-    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> float:
+        return 1.0
+
+    @override
+    def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:
         return
 
     @override
-    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
+    def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> float:
         return 1.0
 
 
@@ -65,23 +107,85 @@ class RMS(Metric):
     default_floor = 50.0
     decay = 0.999
     tiny = 1e-8
+    remembers = True
 
     @override
-    def update(self, state: dict[str, Any], gradient: Tensor) -> None:
-        if "mean_square" not in state:
-            if not bool(gradient.any()):
-                return
-            state["mean_square"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-            state["updates"] = 0
-        state["mean_square"].mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
-        state["updates"] += 1
+    def largest_gradient(self, dtype: torch.dtype) -> float:
+        # Its square has to be finite.
+        return 0.99 * math.sqrt(torch.finfo(dtype).max)
+
+    def __init__(self) -> None:
+        self._means: dict[Pack, Tensor] = {}
 
     @override
-    def weight(self, state: dict[str, Any], parameter: Tensor, contested: bool = False) -> MetricWeight:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> Tensor:
+        mean = self._with(pack, gradient, states)
+        updates = [int(state.get("updates", 0)) for state in states]
+        usual = max(updates)
+        metric = mean.div_(self._correction(usual + 1)).sqrt_().add_(self.tiny)
+        if min(updates) < usual or usual == 0:
+            self._correct_others_(metric, pack, gradient, updates, low)
+        return metric
+
+    def _correct_others_(
+        self, metric: Tensor, pack: Pack, gradient: Tensor, updates: Sequence[int], low: Collection[int]
+    ) -> None:
+        """What joined later than most, or is not reached yet, has a correction of its own."""
+        usual = max(updates)
+        split = zip(metric.split(pack.sizes), gradient.split(pack.sizes), updates, pack.positions, strict=True)
+        for own, g, count, position in split:
+            if count < usual:
+                factor = (self._correction(usual + 1) / self._correction(count + 1)) ** 0.5
+                own.sub_(self.tiny).mul_(factor).add_(self.tiny)
+            if count == 0:
+                # Whether this is its first gradient only the device knows.
+                unreached = torch.full_like(own, self.tiny if position in low else 1.0)
+                own.copy_(torch.where(g.any(), own, unreached))
+
+    @override
+    def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:
+        mean = self._mean(pack, states)
+        mean.mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
+        pieces = None
+        for i, state in enumerate(states):
+            if "mean_square" in state:
+                state["updates"] += 1
+            elif reached[i]:
+                pieces = pack.pieces(mean) if pieces is None else pieces
+                state["mean_square"], state["updates"] = pieces[i], 1
+
+    @override
+    def repack(self) -> None:
+        self._means = {}
+
+    @override
+    def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> MetricWeight:
         if "mean_square" not in state:
-            return self.tiny if contested else 1.0
-        correction = 1.0 - self.decay ** state["updates"]
-        return (state["mean_square"] / correction).sqrt_().add_(self.tiny)
+            return self.tiny if low else 1.0
+        return (state["mean_square"] / self._correction(state["updates"])).sqrt_().add_(self.tiny)
+
+    def _correction(self, updates: int) -> float:
+        return float(1.0 - self.decay**updates)
+
+    def _with(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]]) -> Tensor:
+        return self._mean(pack, states).mul(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
+
+    def _mean(self, pack: Pack, states: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The running means of a pack in one vector, of which the states hold views."""
+        known = self._means.get(pack)
+        if known is None or not _are_views(states, known):
+            known = torch.zeros_like(pack.values())
+            for piece, state in zip(pack.pieces(known), states, strict=True):
+                if "mean_square" in state:
+                    state["mean_square"] = piece.copy_(state["mean_square"])  # type: ignore[index]
+            self._means[pack] = known
+        return known
+
+
+def _are_views(states: Sequence[Mapping[str, Any]], vector: Tensor) -> bool:
+    # Loading a state puts other tensors there.
+    storage = vector.untyped_storage().data_ptr()
+    return all(s["mean_square"].untyped_storage().data_ptr() == storage for s in states if "mean_square" in s)
 
 
 def make_metric(name: str) -> Metric:

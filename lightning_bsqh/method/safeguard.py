@@ -138,7 +138,7 @@ class Safeguard:
         return point if pinned is None else torch.where(pinned, proposal, point)
 
     def _penalty(self) -> float:
-        return self._regularizer.penalty([self._parameters[i] for i in self._regularized])
+        return float(self._regularizer.penalty([self._parameters[i] for i in self._regularized]))
 
     def _put_(self, positions: Sequence[int], values: Sequence[Tensor]) -> None:
         for i, value in zip(positions, values, strict=True):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_bsqh.network.layers import Layer
-from lightning_bsqh.network.module_state import ModuleState
+from lightning_bsqh.network.module_state import Memory
 from lightning_bsqh.network.random_state import RandomState
-from lightning_bsqh.network.tree import describe, detached, floating, is_floating, is_nest, mapped
+from lightning_bsqh.network.tree import copied, describe, floating, is_floating, is_nest, mapped
 from lightning_bsqh.network.without_trace import without_trace
 
 
@@ -29,15 +29,15 @@ class Call:
             loss does not depend on it.
     """
 
-    def __init__(self, module: nn.Module, args: Any, kwargs: Any, devices: Iterable[torch.device]) -> None:
-        self.module = module
+    def __init__(self, memory: Memory, args: Any, kwargs: Any, devices: Iterable[torch.device]) -> None:
+        self.module = memory.module
         self.args = args
         self.kwargs = kwargs
         self.gradients: list[Tensor | None] = []
         self._devices = list(devices)
         # A layer that draws numbers or counts its calls is the same function only from where it began.
         self._random = RandomState.capture(self._devices)
-        self._state = ModuleState(module)
+        self._state = memory.take()
 
     def alignment(self) -> float:
         """Σ_s⟨p_{l+1}, λ_l(x_l, u)⟩ at the module's present parameters u, summed in double precision."""
@@ -113,6 +113,7 @@ class Boundaries:
         self._layers = [layer for layer in layers if layer.can_be_watched]
         self._inputs = inputs or (lambda layer: True)
         self._devices = sorted(set(devices), key=str)
+        self._memories: dict[int, Memory] = {}
         self._calls: dict[int, list[Recorded]] = {}
         self._unusable: set[int] = set()
         self._part = 0
@@ -134,6 +135,9 @@ class Boundaries:
             self._part += 1
         for layer in self._layers:
             for module in layer.modules:
+                if isinstance(module, torch.jit.ScriptModule):
+                    # Takes no hooks: it cannot be run alone.
+                    continue
                 pending: list[Recorded] = []
                 self._handles += [
                     module.register_forward_pre_hook(self._before(layer, pending), with_kwargs=True),
@@ -184,16 +188,22 @@ class Boundaries:
 
     def call_at(self, recorded: Recorded, args: Any, kwargs: Any) -> Call:
         """The recorded adjoint at other inputs, from the module and the generators as they are now."""
-        call = Call(recorded.module, detached(args), detached(kwargs), self._devices)
+        call = Call(self._memory(recorded.module), copied(args), copied(kwargs), self._devices)
         call.gradients = recorded.gradients
         return call
+
+    def _memory(self, module: nn.Module) -> Memory:
+        """Takes the module's state; found out once what that is."""
+        if id(module) not in self._memories:
+            self._memories[id(module)] = Memory(module)
+        return self._memories[id(module)]
 
     def _before(self, layer: Layer, pending: list[Recorded]) -> Callable[..., None]:
         keep = self._inputs(layer)
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             # Copies: what follows in the network may write into them.
-            call = Call(module, detached(args), detached(kwargs), self._devices) if keep else None
+            call = Call(self._memory(module), copied(args), copied(kwargs), self._devices) if keep else None
             pending.append(Recorded(module, call, self._part))
 
         return hook

@@ -44,7 +44,8 @@ class RandomState:
         Args:
             current: The state that the generators have, if it is known: what is the same is left alone.
         """
-        random.setstate(self.python)
+        if current is None or current.python != self.python:
+            random.setstate(self.python)
         # NumPy's takes longer to write than all the others together.
         if self.numpy is not None and (current is None or not _same_numpy(self.numpy, current.numpy)):
             sys.modules["numpy"].random.set_state(self.numpy)

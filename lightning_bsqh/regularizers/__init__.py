@@ -13,6 +13,7 @@ from lightning_bsqh.regularizers.l1 import L1
 from lightning_bsqh.regularizers.l2 import L2
 from lightning_bsqh.regularizers.l_half import LHalf
 from lightning_bsqh.regularizers.l_two_thirds import LTwoThirds
+from lightning_bsqh.regularizers.sums import WithL2
 
 __all__ = [
     "L0",
@@ -28,5 +29,6 @@ __all__ = [
     "LTwoThirds",
     "MetricWeight",
     "Regularizer",
+    "WithL2",
     "check_regularizer",
 ]

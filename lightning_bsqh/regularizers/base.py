@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lightning_bsqh.foreach import clamp_
+
 #: One layer tensor's metric D: a tensor of its shape, or 1.0 for the euclidean metric.
 MetricWeight = Tensor | float
 
@@ -18,6 +20,17 @@ class Regularizer(ABC):
     regulariser may couple layers (as a global cardinality does). Objects hold settings only, no
     state: what changes during training is derived from the step in :meth:`at`.
     """
+
+    def __add__(self, other: object) -> Regularizer:
+        """The sum with an ``L2``, such as ``Cardinality(0.95) + L2(rho=1e-5)``; nothing else can be added.
+
+        Raises:
+            TypeError: If neither of the two is an ``L2``.
+        """
+        # Here, since what makes sums knows the regularisers.
+        from lightning_bsqh.regularizers.sums import add
+
+        return add(self, other)
 
     def at(self, step: int, total_steps: int | None) -> Regularizer:
         """The regulariser that holds in iteration ``step`` (from 0) of ``total_steps``.
@@ -38,6 +51,11 @@ class Regularizer(ABC):
         """Whether R couples tensors, so that the maximiser of one depends on the others."""
         return False
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether R treats all tensors as one: on their concatenation it does the same as on the tensors."""
+        return False
+
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         """R as it acts on a few of the tensors, given by their positions in the fixed order; only the certificate asks.
 
@@ -46,11 +64,15 @@ class Regularizer(ABC):
         return self
 
     @abstractmethod
-    def penalty(self, weights: Sequence[Tensor]) -> float:
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
         """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
 
         Args:
             weights: The regularised tensors, any shapes.
+
+        Returns:
+            A number; or, so that the host need not wait for an accelerator, a tensor without dimensions on the weights'
+            device, in double precision where it has that.
         """
 
     @abstractmethod
@@ -63,8 +85,12 @@ class Regularizer(ABC):
             epsilon: The augmentation parameter ε > 0.
         """
 
-    def admits(self, weights: Sequence[Tensor]) -> bool:
-        """Whether ``weights`` satisfy the constraint (always true for a penalty)."""
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
+        """Whether ``weights`` satisfy the constraint (always true for a penalty).
+
+        Returns:
+            A bool; or, so that the host need not wait for an accelerator, a boolean tensor without dimensions.
+        """
         return True
 
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
@@ -140,5 +166,4 @@ class Regularizer(ABC):
         self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
     ) -> None:
         """Like :meth:`project_` with every weight in [low, high]; for a penalty that is to clip."""
-        for w in weights:
-            w.clamp_(low, high)
+        clamp_(weights, low, high)

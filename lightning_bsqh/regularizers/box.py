@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number, shown
+from lightning_bsqh.foreach import added, both, clamp_, joined, scalars
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of, ends
 
@@ -75,8 +76,13 @@ class Box(Regularizer):
         low = None if math.isinf(self.low) else self.low
         return Box(low, None if math.isinf(self.high) else self.high, inside)
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
+    def is_flat(self) -> bool:
+        return self.regularizer is None or self.regularizer.is_flat
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
         return 0.0 if self.regularizer is None else self.regularizer.penalty(weights)
 
     @override
@@ -87,16 +93,15 @@ class Box(Regularizer):
             self.regularizer.prox_in_box_(points, metric, epsilon, self.low, self.high)
 
     @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         # By way of clamp, so that an end that the weights' dtype cannot hold is rounded as in the prox.
-        inside = all(torch.equal(w, w.clamp(self.low, self.high)) for w in weights)
-        return inside and (self.regularizer is None or self.regularizer.admits(weights))
+        outside = added(scalars([torch.count_nonzero(w != w.clamp(self.low, self.high)) for w in joined(weights)]))
+        return both(outside == 0, True if self.regularizer is None else self.regularizer.admits(weights))
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
         if self.regularizer is None:
-            for w in weights:
-                w.clamp_(self.low, self.high)
+            clamp_(weights, self.low, self.high)
         else:
             self.regularizer.project_in_box_(weights, metric, self.low, self.high)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.foreach import clamp_
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 
@@ -44,8 +45,7 @@ class ConvexInBox(SumInBox):
         self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
     ) -> None:
         self.prox_(points, metric, epsilon)
-        for z in points:
-            z.clamp_(low, high)
+        clamp_(points, low, high)
 
 
 class ZeroInBox(Regularizer):

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import shown
+from lightning_bsqh.foreach import both
 from lightning_bsqh.network.layers import Layer, claim
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
@@ -48,8 +49,8 @@ class ByName(Regularizer):
         return any(r.couples_tensors and self.owners.count(name) > 1 for name, r in self.regularizers.items())
 
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return sum(r.penalty(self._of(name, weights)) for name, r in self.regularizers.items())
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
+        return sum((r.penalty(self._of(name, weights)) for name, r in self.regularizers.items()), 0.0)
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
@@ -57,8 +58,11 @@ class ByName(Regularizer):
             r.prox_(self._of(name, points), self._of(name, metric), epsilon)
 
     @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
-        return all(r.admits(self._of(name, weights)) for name, r in self.regularizers.items())
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
+        admitted: Tensor | bool = True
+        for name, r in self.regularizers.items():
+            admitted = both(admitted, r.admits(self._of(name, weights)))
+        return admitted
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:

@@ -34,7 +34,7 @@ class _Problem:
 
     def value(self, u: Sequence[Tensor]) -> float:
         """−ρR(u) − ε‖u − z‖²_D."""
-        return -self.regularizer.penalty(u) - self.epsilon * self.distance(u)
+        return -float(self.regularizer.penalty(u)) - self.epsilon * self.distance(u)
 
     def __str__(self) -> str:
         metric = [d.tolist() if isinstance(d, Tensor) else d for d in self.metric]
@@ -105,7 +105,7 @@ def _draw(
     held = regularizer.at(int(pick(_STEPS)), _TOTAL)
     # ε for which R and the distance weigh about the same, where R has a price at all.
     ones = [torch.ones_like(z) for z in points]
-    price = held.penalty(ones) / max(sum(z.numel() for z in points), 1)
+    price = float(held.penalty(ones)) / max(sum(z.numel() for z in points), 1)
     scale = price if math.isfinite(price) and price > 0.0 else 1.0
     return _Problem(held, points, list(metric), scale * pick((0.05, 0.25, 0.5, 1.0, 2.0, 10.0)))
 
@@ -114,8 +114,9 @@ def _check_penalty(problem: _Problem) -> None:
     for u in (problem.points, [torch.zeros_like(z) for z in problem.points]):
         before = _copies(u)
         value = problem.regularizer.penalty(u)
-        if isinstance(value, Tensor) or not math.isfinite(value):
-            _fail(problem, f"penalty is {value!r} at u={_lists(u)}: it must be a finite float")
+        if (isinstance(value, Tensor) and value.dim() > 0) or not math.isfinite(value):
+            what = "it must be a finite number, or a finite tensor without dimensions"
+            _fail(problem, f"penalty is {value!r} at u={_lists(u)}: {what}")
         if not _same(u, before):
             _fail(problem, f"penalty changes the weights from {_lists(before)} to {_lists(u)}")
 
@@ -128,7 +129,7 @@ def _check_prox(problem: _Problem, values: Sequence[float], tolerance: float, ge
         _fail(problem, "prox_ changes the metric")
     _check_point(problem, found, "prox_")
     value = problem.value(found)
-    slack = tolerance * (abs(value) + problem.regularizer.penalty(problem.points) + problem.epsilon)
+    slack = tolerance * (abs(value) + float(problem.regularizer.penalty(problem.points)) + problem.epsilon)
     for u in _candidates(problem, found, values, generator):
         other = problem.value(u)
         if other > value + slack and problem.regularizer.admits(u):

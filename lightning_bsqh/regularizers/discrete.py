@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number, shown
+from lightning_bsqh.foreach import copy_, elementwise_, flat, joined, multiply_each_, scalars, unflat
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of
 from lightning_bsqh.regularizers.selection import keep_largest
@@ -75,12 +76,18 @@ class Discrete(TighteningConstraint):
     def __repr__(self) -> str:
         return f"Discrete(levels={self.levels}, {self._schedule()})"
 
+    @property
     @override
-    def admits(self, weights: Sequence[Tensor]) -> bool:
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         needed = round(self._share * sum(w.numel() for w in weights))
         if needed == 0:
             return True
-        return sum(int(torch.count_nonzero(w == _nearest(w, self.levels))) for w in weights) >= needed
+        on_levels = scalars([torch.count_nonzero(w == _nearest(w, self.levels)) for w in joined(weights)])
+        return on_levels.sum() >= needed
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
@@ -96,30 +103,26 @@ class Discrete(TighteningConstraint):
         self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
     ) -> None:
         levels = self._inside(low, high)
-        nearest = [_nearest(w, levels) for w in weights]
         if self._share < 1.0 and weights:
-            self._free_some_(nearest, weights, metric, low, high)
-        for w, value in zip(weights, nearest, strict=True):
-            w.copy_(value)
+            self._project_most_(weights, metric, levels, low, high)
+        else:
+            elementwise_(lambda w, _: w.copy_(_nearest(w, levels)), weights, [1.0] * len(weights))
 
-    def _free_some_(
+    def _project_most_(
         self,
-        nearest: Sequence[Tensor],
         weights: Sequence[Tensor],
         metric: Sequence[MetricWeight],
+        levels: Sequence[float],
         low: float,
         high: float,
     ) -> None:
-        """Replaces the levels that are dearest by the weights themselves, clipped, as many as may be free."""
-        clipped = [w.clamp(low, high) for w in weights]
-        gains = [
-            (d * ((q - w).square() - (c - w).square())).flatten()
-            for q, c, w, d in zip(nearest, clipped, weights, metric, strict=True)
-        ]
-        total = sum(w.numel() for w in weights)
-        free = keep_largest(torch.cat(gains), total - round(self._share * total))
-        for q, c, part in zip(nearest, clipped, free.split([w.numel() for w in weights]), strict=True):
-            q.copy_(torch.where(part.view(q.shape), c, q))
+        """Puts weights on levels, but only clips those for which that is dearest, as many as may be free."""
+        w = flat(weights)
+        nearest, clipped = _nearest(w, levels), w.clamp(low, high)
+        gains = (nearest - w).square_().sub_((clipped - w).square_())
+        multiply_each_(unflat(gains, weights), metric)
+        free = keep_largest(gains, w.numel() - round(self._share * w.numel()))
+        copy_(weights, unflat(torch.where(free, clipped, nearest), weights))
 
     @property
     @override

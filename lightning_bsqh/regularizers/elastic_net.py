@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.foreach import added, by_kind, joined, multiply_, quotients, scalars, shares, soften_, times
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ConvexInBox
 
@@ -32,17 +32,23 @@ class ElasticNet(ConvexInBox):
     def __repr__(self) -> str:
         return f"ElasticNet(rho_l1={self.rho_l1:g}, rho_l2={self.rho_l2:g})"
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return sum(self.rho_l1 * float(w.abs().sum()) + self.rho_l2 * float(w.square().sum()) for w in weights)
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        all_weights = joined(weights)
+        absolute = scalars([w.abs().sum() for w in all_weights])
+        return added(self.rho_l1 * absolute + self.rho_l2 * scalars([w.square().sum() for w in all_weights]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        for z, d in zip(points, metric, strict=True):
-            weight = epsilon * d
-            threshold = torch.as_tensor(0.5 * self.rho_l1 / weight, dtype=z.dtype, device=z.device)
-            # z minus its clamp is exactly zero inside the threshold.
-            z.sub_(torch.clamp(z, min=-threshold, max=threshold)).mul_(weight / (weight + self.rho_l2))
+        for z, d in by_kind(points, metric):
+            weight = times(d, epsilon)
+            soften_(z, quotients(0.5 * self.rho_l1, weight))
+            multiply_(z, shares(weight, self.rho_l2))
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

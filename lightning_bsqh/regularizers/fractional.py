@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.foreach import added, elementwise_, joined, scalars
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
@@ -43,29 +44,41 @@ class Fractional(ZeroInBox, SumInBox):
             strength: λ = ρ/(εD) > 0, a scalar or of z's shape.
         """
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return self.rho * sum(float(w.abs().pow(self.power).sum()) for w in weights)
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return self.rho * added(scalars([w.abs().pow(self.power).sum() for w in joined(weights)]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        if self.rho == 0.0:
-            return
-        for z, d in zip(points, metric, strict=True):
-            self._threshold_(z, torch.as_tensor(self.rho / (epsilon * d), dtype=z.dtype, device=z.device))
+        def change_(z: Tensor, d: MetricWeight) -> None:
+            strength = self.rho / (epsilon * d)
+            if not isinstance(strength, Tensor):
+                # Filled on the device: a number copied to it would make the host wait.
+                strength = torch.full((), strength, dtype=z.dtype, device=z.device)
+            self._threshold_(z, strength.to(z.dtype))
+
+        if self.rho > 0.0:
+            elementwise_(change_, points, metric)
 
     @override
     def prox_in_box_(
         self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
     ) -> None:
-        free = [z.clone() for z in points]
-        self.prox_(free, metric, epsilon)
-        for z, kept, d in zip(points, free, metric, strict=True):
+        def change_(z: Tensor, d: MetricWeight) -> None:
+            kept = z.clone()
+            self.prox_([kept], [d], epsilon)
             clipped = kept.clamp(low, high)
             # From 0 to its minimum the cost first rises and then falls: the best in the box is the clipped one or 0.
             cost = self.rho * clipped.abs().pow(self.power) + epsilon * d * (clipped - z).square()
             worse = (clipped != kept) & (epsilon * d * z.square() <= cost)
             z.copy_(clipped.masked_fill_(worse, 0.0))
+
+        elementwise_(change_, points, metric)
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
+from lightning_bsqh.foreach import added, by_kind, costs_of_zero, scalars, scaled
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 from lightning_bsqh.regularizers.groups import Groups
@@ -44,13 +45,15 @@ class GroupL0(ZeroInBox):
         return f"GroupL0(rho={self.rho:g}, groups={self.groups!r}, weight={self.weight!r})"
 
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return sum(self._price(w) * self._groups.count_nonzero(w) for w in weights)
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        counts = scalars([self._groups.count_nonzero(w) for w in weights])
+        return added(scaled(counts, [self._price(w) for w in weights]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        for z, d in zip(points, metric, strict=True):
-            self._drop_(z, epsilon * d * z.square())
+        for own, d in by_kind(points, metric):
+            for z, cost in zip(own, costs_of_zero(own, d, epsilon), strict=True):
+                self._drop_(z, cost)
 
     @override
     def prox_in_box_(

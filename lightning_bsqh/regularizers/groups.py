@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lightning_bsqh._validation import choice
+from lightning_bsqh.foreach import drop_, unflat
 
 
 class Groups:
@@ -39,9 +42,9 @@ class Groups:
         """The sum over each group, shape ``[count]``."""
         return values.flatten() if self._kind is None else self._rows(values).sum(1)
 
-    def count_nonzero(self, tensor: Tensor) -> int:
-        """Number of groups with at least one weight that is not zero."""
-        return int(torch.count_nonzero(tensor if self._kind is None else self._rows(tensor != 0).any(1)))
+    def count_nonzero(self, tensor: Tensor) -> Tensor:
+        """Number of groups with at least one weight that is not zero, an integer scalar."""
+        return torch.count_nonzero(tensor if self._kind is None else self._rows(tensor != 0).any(1))
 
     def drop_(self, tensor: Tensor, dropped: Tensor) -> None:
         """Sets groups to zero.
@@ -52,6 +55,19 @@ class Groups:
         """
         shape = [-1 if dim == self._dim else 1 for dim in range(tensor.dim())]
         tensor.masked_fill_(dropped.view(tensor.shape if self._kind is None else shape), 0.0)
+
+    def drop_all_(self, tensors: Sequence[Tensor], dropped: Tensor) -> None:
+        """Sets groups of several tensors to zero.
+
+        Args:
+            tensors: Any shapes; overwritten.
+            dropped: Which of all their groups, boolean, shape ``[sum of the counts]``.
+        """
+        if self._kind is None:
+            drop_(tensors, unflat(dropped, tensors))
+            return
+        for tensor, own in zip(tensors, dropped.split([self.count(t) for t in tensors]), strict=True):
+            self.drop_(tensor, own)
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """The tensor with one row per group."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.foreach import added, at_most, by_kind, costs_of_zero, drop_, elementwise_, joined, scalars
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
@@ -30,15 +31,20 @@ class L0(ZeroInBox, SumInBox):
     def __repr__(self) -> str:
         return f"L0(rho={self.rho:g})"
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return self.rho * sum(int(torch.count_nonzero(w)) for w in weights)
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return self.rho * added(scalars([torch.count_nonzero(w) for w in joined(weights)]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        for z, d in zip(points, metric, strict=True):
+        for z, d in by_kind(points, metric):
             # Keeping z costs ρ, dropping it εDz²; a tie goes to zero.
-            z.masked_fill_(epsilon * d * z.square() <= self.rho, 0.0)
+            drop_(z, at_most(costs_of_zero(z, d, epsilon), self.rho))
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:
@@ -48,8 +54,10 @@ class L0(ZeroInBox, SumInBox):
     def prox_in_box_(
         self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
     ) -> None:
-        for z, d in zip(points, metric, strict=True):
+        def change_(z: Tensor, d: MetricWeight) -> None:
             kept = z.clamp(low, high)
             # What is kept now also costs its distance from z.
             cost = self.rho + epsilon * d * (kept - z).square()
             z.copy_(kept.masked_fill_(epsilon * d * z.square() <= cost, 0.0))
+
+        elementwise_(change_, points, metric)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.foreach import added, by_kind, joined, quotients, scalars, soften_, times
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ConvexInBox
 
@@ -30,16 +30,19 @@ class L1(ConvexInBox):
     def __repr__(self) -> str:
         return f"L1(rho={self.rho:g})"
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return self.rho * sum(float(w.abs().sum()) for w in weights)
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return self.rho * added(scalars([w.abs().sum() for w in joined(weights)]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        for z, d in zip(points, metric, strict=True):
-            threshold = torch.as_tensor(self.rho / (2.0 * epsilon * d), dtype=z.dtype, device=z.device)
-            # z minus its clamp is exactly zero inside the threshold.
-            z.sub_(torch.clamp(z, min=-threshold, max=threshold))
+        for z, d in by_kind(points, metric):
+            soften_(z, quotients(self.rho, times(d, 2.0 * epsilon)))
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.foreach import added, by_kind, joined, multiply_, scalars, shares, times
 from lightning_bsqh.regularizers.base import MetricWeight
 from lightning_bsqh.regularizers.boxed import ConvexInBox
 
@@ -29,15 +30,19 @@ class L2(ConvexInBox):
     def __repr__(self) -> str:
         return f"L2(rho={self.rho:g})"
 
+    @property
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
-        return self.rho * sum(float(w.square().sum()) for w in weights)
+    def is_flat(self) -> bool:
+        return True
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return self.rho * added(scalars([w.square().sum() for w in joined(weights)]))
 
     @override
     def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
-        for z, d in zip(points, metric, strict=True):
-            weight = epsilon * d
-            z.mul_(weight / (weight + self.rho))
+        for z, d in by_kind(points, metric):
+            multiply_(z, shares(times(d, epsilon), self.rho))
 
     @override
     def elementwise(self, weight: Tensor) -> Tensor:

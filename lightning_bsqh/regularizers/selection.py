@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from lightning_bsqh.foreach import plus
+
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:
     """Marks the ``count`` largest scores; among equal ones those that come first.
+
+    On an accelerator the host does not wait for the result.
 
     Args:
         scores: Non-negative scores, shape ``[n]``, any floating dtype.
@@ -23,6 +29,8 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    if not _on_host(scores):
+        return _keep_on_device(scores, count)
     threshold = _kth_smallest(scores, n - count + 1)
     keep = scores >= threshold
     if int(torch.count_nonzero(keep)) > count:
@@ -31,6 +39,72 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
         missing = count - int(torch.count_nonzero(keep))
         keep[torch.nonzero(scores == threshold).flatten()[:missing]] = True
     return keep
+
+
+def keep_largest_overall(scores: Tensor, count: int, sizes: Sequence[int], minimum: int) -> Tensor:
+    """Marks the ``count`` largest scores of several tensors, of which each keeps some in any case (method §3).
+
+    Args:
+        scores: Non-negative scores of all tensors one after the other, shape ``[n]``.
+        count: How many to keep over all, at least as many as the tensors keep in any case.
+        sizes: Number of scores of each tensor.
+        minimum: What each tensor keeps at least, all of it if it has fewer.
+
+    Returns:
+        A boolean mask, shape ``[n]``, with exactly ``count`` entries set, of the largest sum of scores.
+    """
+    least = [min(minimum, size) for size in sizes]
+    if len(sizes) < 2 or minimum == 0 or count >= scores.numel():
+        return keep_largest(scores, count)
+    if _on_host(scores):
+        keep = keep_largest(scores, count)
+        if all(_has(part, few) for part, few in zip(keep.split(list(sizes)), least, strict=True)):
+            return keep
+    # The best of each tensor, and of all others those that are best overall.
+    own = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, _best_of_each(scores, sizes, least), True)
+    return keep_largest(scores.masked_fill(own, -1.0), count - sum(least)).logical_or_(own)
+
+
+def _has(keep: Tensor, count: int) -> bool:
+    """Whether so many entries are set, by a look at the first ones if that will do."""
+    return int(torch.count_nonzero(keep[:4096])) >= count or int(torch.count_nonzero(keep)) >= count
+
+
+def _best_of_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Positions of the largest scores of each tensor, so many as ``counts`` says, of equal ones the first."""
+    found, starts = [], []
+    for part, start, count in zip(scores.split(list(sizes)), accumulate([0, *sizes]), counts, strict=False):
+        if count > 0:
+            best = part.argmax().view(1) if count == 1 else part.sort(stable=True, descending=True).indices[:count]
+            found.append(best)
+            starts.append(start)
+    return torch.cat(plus(found, starts)) if found else torch.zeros(0, dtype=torch.int64, device=scores.device)
+
+
+def _on_host(scores: Tensor) -> bool:
+    return scores.device.type == "cpu"
+
+
+def _keep_on_device(scores: Tensor, count: int) -> Tensor:
+    """The same without a number that the host has to know."""
+    threshold = _kth_largest(scores, count)
+    keep = scores > threshold
+    tied = scores == threshold
+    # In int32, which takes half the memory, as long as it can count them.
+    counter = torch.int32 if scores.numel() < 2**31 else torch.int64
+    first = tied.cumsum(0, dtype=counter) <= count - keep.sum()
+    return keep.logical_or_(tied.logical_and_(first))
+
+
+def _kth_largest(scores: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest score, 1 ≤ count ≤ n, by the shorter of the two lists that end with it."""
+    # On CUDA kthvalue is slow for one long row, and refused under Trainer(deterministic=True).
+    others = scores.numel() - count + 1
+    if count <= others:
+        largest = torch.topk(scores, count, sorted=False).values
+        # NaN counts as largest; a minimum would be NaN, too.
+        return largest.masked_fill_(largest.isnan(), math.inf).min()
+    return torch.topk(scores, others, largest=False, sorted=False).values.max()
 
 
 #: From this size on a sample pays.
@@ -47,16 +121,11 @@ def _kth_smallest(scores: Tensor, rank: int) -> Tensor:
         share = rank / n
         # Four standard deviations of a rank in a random sample; if that misses, all scores are looked at.
         margin = 4.0 * math.sqrt(share * (1.0 - share) / size) + 1.0 / size
-        low = _ranked(sample, 1 + max(math.floor((share - margin) * size), 0))
-        high = _ranked(sample, 1 + min(math.ceil((share + margin) * size), size - 1))
+        low = torch.kthvalue(sample, 1 + max(math.floor((share - margin) * size), 0)).values
+        high = torch.kthvalue(sample, 1 + min(math.ceil((share + margin) * size), size - 1)).values
         not_below = scores >= low
         below = n - int(torch.count_nonzero(not_below))
         near = scores[not_below & (scores <= high)]
         if below < rank <= below + near.numel():
-            return _ranked(near, rank - below)
-    return _ranked(scores, rank)
-
-
-def _ranked(scores: Tensor, rank: int) -> Tensor:
-    # On CUDA kthvalue is refused under Trainer(deterministic=True), and sorting is quick.
-    return scores.sort().values[rank - 1] if scores.is_cuda else torch.kthvalue(scores, rank).values
+            return torch.kthvalue(near, rank - below).values
+    return torch.kthvalue(scores, rank).values

@@ -59,7 +59,7 @@ class TighteningConstraint(Regularizer):
         return f"share={self._share:g}" if self._is_held else f"ramp={self.ramp}"
 
     @override
-    def penalty(self, weights: Sequence[Tensor]) -> float:
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
         return 0.0
 
     @override

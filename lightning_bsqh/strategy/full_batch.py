@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.network.layer_calls import recording
-from lightning_bsqh.network.module_state import same
+from lightning_bsqh.network.layer_calls import Boundaries, recording
+from lightning_bsqh.network.module_state import Memory
 from lightning_bsqh.network.random_state import RandomState
-from lightning_bsqh.network.tree import versions
+from lightning_bsqh.network.tree import detached, leaves, mapped, same, versions
 from lightning_bsqh.network.without_trace import without_trace
-from lightning_bsqh.strategy.sweeps import LightningSweeps, _copy, loss_of
-from lightning_bsqh.sweeps.base import check_loss
+from lightning_bsqh.strategy.log import Log, say_again
+from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
+from lightning_bsqh.sweeps.base import AdjointPass, check_loss
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.sweeps.full_batch_options import FullBatch
-from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, detached, with_metrics_of
+from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, with_metrics_of
 
 
 class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
@@ -54,6 +53,7 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
         plain = not callable(getattr(module, "trial_loss", None)) and not is_overridden("backward", module)
         super().__init__((p.device for p in module.parameters()), parameters, module, options.reuse and plain)
         self._module = module
+        self._memory = Memory(module, parameters)
         self._context = context
         self._options = options
         self._reduced_precision = reduced_precision
@@ -82,7 +82,7 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
         self._enter(place)
         if not self._is_whole:
             return step()
-        part = self.next_part(lambda: LightningMicroBatch(self._module, self._context))
+        part = self.next_part(lambda: LightningMicroBatch(self._module, self._context, self._memory))
         part.take(batch, place, self._options.samples(batch[0]), compare=self.repeats_so_far)
         outcome = self.begin_part()
         if outcome is not None:
@@ -116,10 +116,16 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
             self._is_whole = self.complete = False
 
     @override
-    def forward_adjoint(self) -> Tensor | None:
-        assert self._closure is not None, "on_batch comes first"
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
+        self.boundaries = boundaries
+        loss = self._forward_adjoint(closure)
+        if not self.complete:
+            return AdjointPass(loss, self.trial, is_complete=False)
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
+
+    def _forward_adjoint(self, closure: Callable[..., Any]) -> Tensor | None:
         with torch.enable_grad(), self._pooling():
-            loss = self._closure()
+            loss: Tensor | None = closure()
         if not self._is_whole or not self._outcomes:
             return loss
         part = self._parts[len(self._outcomes) - 1]
@@ -150,10 +156,13 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
     Args:
         module: The module that is trained.
         context: Gives the precision's context for a training_step.
+        memory: Takes the module's state; shared by all batches.
     """
 
-    def __init__(self, module: pl.LightningModule, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__(module, context)
+    def __init__(
+        self, module: pl.LightningModule, context: Callable[[], AbstractContextManager[Any]], memory: Memory
+    ) -> None:
+        super().__init__(module, context, memory=memory)
         self._place = 0
         self._kept_versions: list[int] = []
 
@@ -205,8 +214,7 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
             output = step()
         loss = loss_of(output)
         self.end(batch, has_loss=loss is not None)
-        self._batch = self._batch if alone else apply_to_collection(self._batch, Tensor, _to_host)
-        self._kept_versions = versions(self._batch)
+        self._hold(alone)
         if loss is None:
             return output, None
         check_loss(loss, "training_step")
@@ -231,9 +239,10 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
         """
         assert outcome.after is not None
         self._has_loss = True
+        # What is held in the batch's place has nothing in it that could change.
+        self._came = self._left = None
         outcome.after.restore()
-        for module, name, args, kwargs in outcome.calls:
-            getattr(module, name)(*args, **kwargs)
+        say_again(outcome.calls)
         loss = outcome.loss
         if gradients is not None:
             loss = _KnownGradient.apply(loss.detach().requires_grad_(), gradients, parameters)
@@ -255,11 +264,11 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
         """One more forward without a trace."""
         assert self._start is not None, "training_step comes first"
         assert self._before is not None
-        batch = _copy(self._on_device(), tensors=bool(self._writes_batch))
         log = Log()
-        with without_trace(self._module, self._start, self._before, self._devices):
+        with without_trace(self._module, self._start, self._before, self._devices), self._batch_as_it_came():
+            batch = mapped(self._on_device(), lambda t: t.clone() if self._writes_batch and not t.requires_grad else t)
             before = with_metrics_of(last, self._before)
-            with log.instead(self._module, self._before.modules), self._context():
+            with log.instead(self._module, self._before.modules, self._metrics), self._context():
                 trial_loss = getattr(self._module, "trial_loss", None)
                 if callable(trial_loss):
                     return ForwardResult(
@@ -277,8 +286,22 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
             return ForwardResult(loss, pure, before, self._before.again(), output, log.calls)
 
     def _on_device(self) -> tuple[Any, ...]:
-        back: tuple[Any, ...] = apply_to_collection(self._batch, _OnHost, lambda tensor: tensor.on_device())
+        back: tuple[Any, ...] = mapped(self._batch, lambda tensor: tensor.on_device(), _OnHost)
         return back
+
+    def _hold(self, alone: bool) -> None:
+        """Keeps the batch as it came until the next pass, on the host unless it is the only one."""
+
+        def keep(tensor: Tensor) -> Any:
+            kept = tensor if alone else _to_host(tensor)
+            return kept.clone() if kept is tensor and self._writes_batch and not tensor.requires_grad else kept
+
+        with self._batch_as_it_came():
+            self._batch = mapped(self._batch, keep)
+        self._kept_versions = versions(self._batch)
+        if all(isinstance(leaf, (Tensor, _OnHost, *_PLAIN)) for leaf in leaves(self._batch)):
+            # Nothing is in it that is not in the copy.
+            self._came = self._left = None
 
     def _holds(self, batch: tuple[Any, ...]) -> bool:
         """Whether this is the batch that is held, and nobody has written into that since."""
@@ -294,6 +317,9 @@ class _OnHost:
 
     def on_device(self) -> Tensor:
         return self._values.to(self._device)
+
+
+_PLAIN = (int, float, str, bytes, type(None))
 
 
 def _to_host(tensor: Tensor) -> Tensor | _OnHost:
@@ -318,84 +344,3 @@ class _KnownGradient(torch.autograd.Function):
                 known = known * gradient[0]
                 parameter.grad = known if parameter.grad is None else parameter.grad + known
         return gradient[0], None, None
-
-
-class Log:
-    """What a training_step says to the world by ``log``, ``log_dict`` and ``print``, to be said again later.
-
-    Attributes:
-        calls: Module, method and arguments of each call.
-        went_outside: Whether a logger was used directly, of which there is no record.
-    """
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[nn.Module, str, tuple[Any, ...], dict[str, Any]]] = []
-        self.went_outside = False
-
-    def listening(self, parts: Iterable[nn.Module]) -> AbstractContextManager[None]:
-        """Notes the calls of all modules among ``parts`` and lets them through."""
-        return self._replaced(parts, through=True)
-
-    @contextmanager
-    def instead(self, module: pl.LightningModule, parts: Iterable[nn.Module]) -> Iterator[None]:
-        """Notes the calls instead of letting them through, and keeps the Trainer's loggers away."""
-        trainer = module.trainer
-        loggers = trainer.loggers
-        if loggers:
-            trainer.loggers = [_Watched(self) for _ in loggers]
-        try:
-            with self._replaced(parts, through=False):
-                yield
-        finally:
-            trainer.loggers = loggers
-
-    @contextmanager
-    def _replaced(self, parts: Iterable[nn.Module], through: bool) -> Iterator[None]:
-        modules = [child for child in parts if isinstance(child, pl.LightningModule)]
-        own = [(child, name, vars(child).get(name)) for child in modules for name in ("log", "log_dict", "print")]
-        for child, name, _ in own:
-            vars(child)[name] = self._recorder(child, name, getattr(child, name) if through else None)
-        try:
-            yield
-        finally:
-            for child, name, previous in own:
-                if previous is None:
-                    vars(child).pop(name, None)
-                else:
-                    vars(child)[name] = previous
-
-    def _recorder(self, child: nn.Module, name: str, call: Callable[..., Any] | None) -> Callable[..., None]:
-        def record(*args: Any, **kwargs: Any) -> None:
-            self.calls.append((child, name, detached(args), detached(kwargs)))
-            if call is not None:
-                call(*args, **kwargs)
-
-        return record
-
-
-class _Watched(DummyLogger):
-    """Does nothing, but notes that it was asked to."""
-
-    def __init__(self, log: Log) -> None:
-        super().__init__()
-        self._log = log
-
-    @property
-    @override
-    def experiment(self) -> DummyExperiment:
-        self._log.went_outside = True
-        return super().experiment
-
-    @override
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        self._log.went_outside = True
-
-    @override
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        self._log.went_outside = True
-
-    @override
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        self._log.went_outside = True
-        method: Callable[..., None] = super().__getattr__(name)
-        return method

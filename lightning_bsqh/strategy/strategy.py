@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,12 +19,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh._validation import choice, names
 from lightning_bsqh.method.augmentation import Augmentation
-from lightning_bsqh.network.layers import LayerChoice, check_layers, find_layers
+from lightning_bsqh.network.layers import LayerChoice, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
-from lightning_bsqh.regularizers.by_name import check_option
 from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
 from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
 from lightning_bsqh.strategy.devices import OneDeviceStrategy
@@ -110,22 +108,23 @@ class BSQHStrategy(OneDeviceStrategy):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
-        self._options: dict[str, Any] = {
-            "regularizer": regularizer,
-            "augmentation": augmentation,
-            "epsilon": epsilon,
-            "metric": metric,
-            "eta": eta,
-            "max_trials": max_trials,
-            "total_steps": total_steps,
-            "batch_mode": batch_mode,
-            "kappa": kappa,
-            "max_iterations": max_iterations,
-            "count_samples": count_samples,
-            "reuse": reuse,
-        }
-        self._layers, self._sweep, self._regularize = layers, sweep, regularize
-        self._has_options = _check_options(self._options, layers, sweep, regularize)
+        self._options = BSQHOptions(
+            regularizer=regularizer,
+            augmentation=augmentation,
+            epsilon=epsilon,
+            metric=metric,
+            eta=eta,
+            max_trials=max_trials,
+            regularize=regularize,
+            total_steps=total_steps,
+            layers=layers,
+            sweep=sweep,
+            batch_mode=batch_mode,
+            kappa=kappa,
+            max_iterations=max_iterations,
+            count_samples=count_samples,
+            reuse=reuse,
+        )
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
@@ -174,7 +173,7 @@ class BSQHStrategy(OneDeviceStrategy):
         assert module is not None
         configured = read_configured(module.configure_optimizers(), type(module).__name__)
         optimizer = choose_optimizer(
-            configured, type(module).__name__, partial(self._make_optimizer, module), self._has_options
+            configured, type(module).__name__, partial(self._make_optimizer, module), not self._options.are_default
         )
         self.optimizers = [optimizer]
         rate = show_one_rate(optimizer)
@@ -191,13 +190,13 @@ class BSQHStrategy(OneDeviceStrategy):
         self._make_sweeps(module, optimizer)
 
     def _make_optimizer(self, module: pl.LightningModule, given: torch.optim.Optimizer | None) -> BSQHOptimizer:
-        layers = find_layers(module, self._regularize, self._layers)
+        layers = find_layers(module, self._options.regularize, self._options.layers)
         if given is not None:
             # A module that hands only part of its parameters to its optimizer wants only these trained.
             wanted = {id(p) for p in parameters_of(given)}
             for layer in layers:
                 layer.waiting = {name for name, p in layer.parameters.items() if id(p) not in wanted}
-        return BSQHOptimizer(layers, **self._options, sweep=self._sweep)
+        return BSQHOptimizer(layers, **self._options.for_found_layers())
 
     def _make_sweeps(self, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
         reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
@@ -344,28 +343,6 @@ class BSQHStrategy(OneDeviceStrategy):
     @override
     def register_strategies(cls, strategy_registry: Any) -> None:
         strategy_registry.register(cls.strategy_name, cls, description="Batch sequential quadratic Hamiltonian method")
-
-
-def _check_options(
-    options: Mapping[str, Any], layers: LayerChoice, sweep: str, regularize: Sequence[str] | None
-) -> bool:
-    """Raises what the optimizer would raise, before there is a model; tells whether there is an option at all."""
-    check_layers(layers)
-    choice("sweep", sweep, ("jacobi", "gauss-seidel"))
-    if options["regularizer"] is not None:
-        check_option(options["regularizer"], regularize)
-    # Patterns can be matched only when there are names.
-    by_name = isinstance(options["regularizer"], Mapping)
-    BSQHOptimizer([nn.Parameter(torch.zeros(1, 1))], **{**options, "regularizer": None} if by_name else options)
-    if regularize is not None:
-        names("regularize", regularize, '["conv*", "!fc3"]')
-    defaults = inspect.signature(BSQHOptimizer).parameters
-    return (
-        regularize is not None
-        or sweep != "jacobi"
-        or layers != "leaf"
-        or any(v is not defaults[name].default and v != defaults[name].default for name, v in options.items())
-    )
 
 
 def _no_optimizer() -> None:

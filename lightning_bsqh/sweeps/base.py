@@ -5,13 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_bsqh.network.layer_calls import Boundaries
-from lightning_bsqh.sweeps.fast_pooling import FastPooling
+from lightning_bsqh.sweeps.fast_pooling import PoolingChoice
+
+
+@dataclass(frozen=True)
+class AdjointPass:
+    """What a forward and adjoint sweep at w leaves for the iteration; −G is in every parameter's ``grad``.
+
+    Attributes:
+        loss: L_B(w), a scalar without a graph; None if there is nothing to do on this batch.
+        trial: Runs a trial sweep at what the parameters hold and gives its loss, a scalar.
+        resolution: Relative rounding error of the loss.
+        undo: Takes back what the forward sweep has changed beside the parameters.
+        is_complete: Whether all data have been seen; in full-batch mode they come in pieces, and only with the last of
+            them there is an iteration.
+    """
+
+    loss: Tensor | None
+    trial: Callable[[], Tensor | float]
+    resolution: float = 0.0
+    undo: Callable[[], None] = lambda: None
+    is_complete: bool = True
 
 
 class Sweeps(ABC):
@@ -23,46 +44,40 @@ class Sweeps(ABC):
         devices: Where the network lives.
     """
 
-    #: Whether the forward and adjoint sweep has seen all its data; in full-batch mode it comes in pieces.
-    complete: bool = True
-
     def __init__(self, devices: Iterable[torch.device]) -> None:
         self._devices = sorted(set(devices), key=str)
-        self._closure: Callable[[], Tensor | None] | None = None
         self._trials_need_graph = False
-        #: Records states and adjoints during the forward sweep; None if nobody needs them.
-        self.boundaries: Boundaries | None = None
-
-    def on_batch(self, closure: Callable[[], Tensor | None]) -> None:
-        """Takes the next batch, as the closure that computes its loss."""
-        self._closure = closure
+        self._quick = PoolingChoice()
 
     @abstractmethod
-    def forward_adjoint(self) -> Tensor | None:
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         """One forward and adjoint sweep at w.
 
-        Returns:
-            The loss L_B(w), a scalar; −G is left in every parameter's ``grad``. None if there is
-            nothing to do on this batch.
+        Args:
+            closure: Computes the loss of the batch.
+            boundaries: Records states and adjoints during the forward sweep; None if nobody needs them.
         """
 
     @abstractmethod
-    def trial(self) -> float:
+    def trial(self) -> Tensor | float:
         """One forward sweep at the candidate that the parameters hold; leaves no trace.
 
         Returns:
-            The loss L_B(û), possibly not finite.
+            The loss L_B(û), a scalar, possibly not finite.
         """
+
+    def undo(self) -> None:  # noqa: B027
+        """Takes back what the forward sweep has changed beside the parameters, for a batch that is skipped."""
 
     def resolution(self, loss: Tensor) -> float:
         """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
         return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
 
     def _pooling(self) -> AbstractContextManager[Any]:
-        """What every forward runs in: quicker pooling on a CPU."""
-        return FastPooling() if all(device.type == "cpu" for device in self._devices) else nullcontext()
+        """What every forward runs in: quicker pooling on a CPU, where there is some."""
+        return self._quick.forward() if all(device.type == "cpu" for device in self._devices) else nullcontext()
 
-    def _run_trial(self, evaluate: Callable[[], float]) -> float:
+    def _run_trial(self, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
         """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
         if not self._trials_need_graph:
             try:

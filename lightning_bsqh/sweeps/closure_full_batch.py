@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.network.layer_calls import recording
-from lightning_bsqh.network.module_state import ModuleState, same
+from lightning_bsqh.network.layer_calls import Boundaries, recording
+from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
-from lightning_bsqh.network.tree import versions
+from lightning_bsqh.network.tree import same, versions
 from lightning_bsqh.network.without_trace import without_trace
-from lightning_bsqh.sweeps.base import check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, check_loss
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.sweeps.full_batch_options import FullBatch
 from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, with_metrics_of
@@ -24,12 +24,13 @@ class ClosureMicroBatch(MicroBatch):
     """A micro-batch of a closure.
 
     Args:
-        module: The network, None if unknown.
+        memory: Takes the state of the network, None if that is unknown.
         devices: Where it lives.
     """
 
-    def __init__(self, module: nn.Module | None, devices: Sequence[torch.device]) -> None:
-        self._module = module
+    def __init__(self, memory: Memory | None, devices: Sequence[torch.device]) -> None:
+        self._memory = memory
+        self._module = None if memory is None else memory.module
         self._devices = devices
         self._evaluate: Callable[[], Any] | None = None
         self._batch: Any = None
@@ -46,7 +47,7 @@ class ClosureMicroBatch(MicroBatch):
             samples: Its number of samples.
             compare: Whether it is worth knowing if this is the same as in the last pass.
         """
-        before = ModuleState(self._module) if self._module is not None else None
+        before = None if self._memory is None else self._memory.take()
         if self._start is not None:
             unchanged = compare and versions(self._batch) == self._versions and same(batch, self._batch)
             self.note(
@@ -103,7 +104,7 @@ class ClosureFullBatch(FullBatchSweeps[ClosureMicroBatch]):
 
     def __init__(self, parameters: Callable[[], list[Tensor]], module: nn.Module | None, options: FullBatch) -> None:
         super().__init__((p.device for p in parameters()), parameters, module, options.reuse)
-        self._module = module
+        self._memory = None if module is None else Memory(module, parameters)
         self._options = options
         self._batches: Iterable[Any] | None = None
 
@@ -125,14 +126,16 @@ class ClosureFullBatch(FullBatchSweeps[ClosureMicroBatch]):
         self._batches = batches
 
     @override
-    def forward_adjoint(self) -> Tensor | None:
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
+        self._closure, self.boundaries = closure, boundaries
         self.begin_pass()
         for batch in (None,) if self._batches is None else self._batches:
             self._forward_adjoint_of(batch)
-        return self.end_pass()
+        loss = self.end_pass()
+        return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss))
 
     def _forward_adjoint_of(self, batch: Any) -> None:
-        part = self.next_part(lambda: ClosureMicroBatch(self._module, self._devices))
+        part = self.next_part(lambda: ClosureMicroBatch(self._memory, self._devices))
         closure: Any = self._closure
         whole = self._batches is None
         evaluate = closure if whole else lambda: closure(batch)

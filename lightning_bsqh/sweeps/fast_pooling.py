@@ -7,13 +7,15 @@ maxima alone in a trial, maxima and positions in the forward sweep.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
@@ -84,7 +86,15 @@ class _MaxPool2x2(Function):
 
 
 class FastPooling(TorchFunctionMode):
-    """While active, max_pool2d on the CPU uses slices where that gives the same, gradient included."""
+    """While active, max_pool2d on the CPU uses slices where that gives the same, gradient included.
+
+    Attributes:
+        matched: Whether it has been of use so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matched = False
 
     @override
     def __torch_function__(
@@ -94,11 +104,38 @@ class FastPooling(TorchFunctionMode):
         if func in _MAX_POOL2D and args:
             window = _window(*args, **kwargs)
             if window is not None:
+                self.matched = True
                 if not (torch.is_grad_enabled() and args[0].requires_grad):
                     return tiled_max_pool2d(args[0], *window)
                 if window == (2, 2):
                     return _MaxPool2x2.apply(args[0])[0]
         return func(*args, **kwargs)
+
+
+class PoolingChoice:
+    """Activates the quick pooling only where there is some.
+
+    While it is active every function of torch takes a detour, which costs a network of small layers a third of its
+    forward; so it has to be of use in one of the first forwards.
+
+    Args:
+        patience: Number of forwards.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        self._left = patience
+        self._matched = False
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """What a forward runs in."""
+        if not self._matched and self._left <= 0:
+            yield
+            return
+        self._left -= 1
+        with FastPooling() as pooling:
+            yield
+        self._matched = self._matched or pooling.matched
 
 
 _MAX_POOL2D = frozenset({functional.max_pool2d, torch.max_pool2d})
@@ -116,12 +153,23 @@ def _window(
     """The window (height, width) if the slices give the same, None if not."""
     if torch.compiler.is_compiling() or images.device.type != "cpu" or images.dim() not in (3, 4):
         return None
+    if _is_transformed(images):
+        return None
     window = _pair(kernel_size)
     tiles = not stride or _pair(stride) == window
     plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not ceil_mode and not return_indices
     small = window[0] * window[1] <= 9
     fits = images.shape[-2] >= window[0] and images.shape[-1] >= window[1]
     return window if tiles and plain and small and fits else None
+
+
+def _is_transformed(images: Tensor) -> bool:
+    """Whether it is inside a transform of torch.func, or has a tangent: those know torch's own pooling only."""
+    try:
+        images.data_ptr()
+    except RuntimeError:
+        return True
+    return unpack_dual(images).tangent is not None
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.sweeps.base import Sweeps
 from lightning_bsqh.sweeps.micro_batch import AdjointChoice, CachedPass, ForwardResult, MicroBatch
 from lightning_bsqh.sweeps.weighted_mean import WeightedMean
@@ -42,6 +43,10 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         reuse: bool = True,
     ) -> None:
         super().__init__(devices)
+        #: Whether all micro-batches of a pass have come.
+        self.complete = True
+        self.boundaries: Boundaries | None = None
+        self._closure: Callable[..., Any] | None = None
         self._parameters = parameters
         self._network = module
         self._reuse = reuse
@@ -151,7 +156,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     # ------------------------------------------------------------------ trials
 
     @override
-    def trial(self) -> float:
+    def trial(self) -> Tensor | float:
         self._trials += 1
         self._at_trial = None
         parts = [part for part in self._parts if part.samples]

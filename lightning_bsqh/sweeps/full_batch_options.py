@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from lightning_bsqh._validation import choice, flag, integer, number, shown
+from lightning_bsqh.network.tree import first_dimension
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def make_full_batch(
         raise TypeError(f"count_samples must be a function of the batch, got {shown(count_samples)}.")
     flag("reuse", reuse)
     if batch_mode == "full":
-        return FullBatch(kappa, max_iterations, count_samples or first_dimension, reuse)
+        return FullBatch(kappa, max_iterations, count_samples or number_of_rows, reuse)
     given = {
         "kappa": kappa != 1e-9,
         "max_iterations": max_iterations is not None,
@@ -83,26 +82,16 @@ def make_full_batch(
     return None
 
 
-def first_dimension(batch: Any) -> int:
+def number_of_rows(batch: Any) -> int:
     """The first dimension of the first tensor in a nest of mappings and sequences.
 
     Raises:
         ValueError: If there is none.
     """
-    found = _first_dimension(batch)
+    found = first_dimension(batch)
     if found is None:
         raise ValueError(
             f"The number of samples in a batch of type {type(batch).__name__} cannot be told, as it has no tensor with"
             " a first dimension: pass count_samples, a function of the batch."
         )
     return found
-
-
-def _first_dimension(value: Any) -> int | None:
-    if isinstance(value, Tensor):
-        return value.shape[0] if value.dim() else None
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return next((n for member in value if (n := _first_dimension(member)) is not None), None)
-    return None

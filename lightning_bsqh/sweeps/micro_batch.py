@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.network.module_state import ModuleState
-from lightning_bsqh.network.tree import versions
+from lightning_bsqh.network.tree import detached, versions
 
 
 @dataclass
@@ -40,17 +40,6 @@ class ForwardResult:
         """Lets the graph go."""
         self.loss = self.loss.detach()
         self.output = detached(self.output)
-
-
-def detached(value: Any) -> Any:
-    """The same nest of plain containers without autograd graphs."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, Mapping):
-        return {key: detached(member) for key, member in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)([detached(member) for member in value])
-    return value
 
 
 def with_metrics_of(last: ForwardResult | None, before: ModuleState | None) -> ModuleState | None:

@@ -1,1 +1,1 @@
-"""What Weights & Biases shows: its key, its workspace, its images."""
+"""What Weights & Biases needs: its key, its workspace."""

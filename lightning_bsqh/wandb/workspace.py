@@ -1,19 +1,15 @@
-"""A W&B workspace for bSQH trainings, and the command that saves it."""
+"""A W&B workspace for bSQH trainings."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from lightning_bsqh.wandb.key import HOW_TO_GET_A_KEY, has_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-_INSTALL = 'pip install "lightning-bsqh[wandb]"'
+#: How to install what this needs.
+INSTALL = 'pip install "lightning-bsqh[wandb]"'
 #: What WandbLogger counts steps under.
 _STEP = "trainer/global_step"
 
@@ -53,7 +49,7 @@ def build_workspace(
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"build_workspace needs the package wandb-workspaces: {_INSTALL}") from error
+        raise ModuleNotFoundError(f"build_workspace needs the package wandb-workspaces: {INSTALL}") from error
 
     def lines(title: str, *keys: str, **options: Any) -> panels.LinePlot:
         return panels.LinePlot(title=title, x=_STEP, y=list(keys), **options)
@@ -104,46 +100,3 @@ def build_workspace(
         settings=workspaces.WorkspaceSettings(x_axis=_STEP),
         auto_generate_panels=True,
     )
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs ``lightning-bsqh workspace``.
-
-    Args:
-        args: The arguments after ``workspace``; None takes ``sys.argv``.
-
-    Raises:
-        SystemExit: If an argument is wrong, a package is not installed, there is no key, or W&B refuses.
-    """
-    parser = argparse.ArgumentParser(
-        prog="lightning-bsqh workspace",
-        description="Saves a W&B workspace: objective, ε and trials, Hamiltonian, sparsity, pictures.",
-    )
-    parser.add_argument("--entity", required=True, help="user or team that the project belongs to")
-    parser.add_argument("--project", required=True, help="the project")
-    parser.add_argument("--name", default="Sparse training with bSQH", help="its name (default: %(default)s)")
-    parser.add_argument(
-        "--layers", nargs="+", default=[], metavar="LAYER", help="convolutions whose masks stand beside the bars"
-    )
-    options = parser.parse_args(args)
-    missing = [name for name in ("wandb", "wandb_workspaces") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SystemExit(f"lightning-bsqh workspace needs {', '.join(missing)}: {_INSTALL}")
-    try:
-        workspace = build_workspace(options.entity, options.project, options.name, options.layers)
-    except ValueError as error:
-        parser.error(str(error))
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode in ("offline", "dryrun", "disabled"):
-        raise SystemExit(f"Saving a workspace needs W&B's server, but WANDB_MODE is {mode!r}: unset it.")
-    from wandb.errors import Error
-
-    try:
-        if not has_key():
-            raise SystemExit(f"Saving a workspace needs a W&B key, and there is none. {HOW_TO_GET_A_KEY}")
-        workspace.save()
-    except Error as error:
-        raise SystemExit(
-            f"W&B did not save the workspace for entity {options.entity!r} and project {options.project!r}: {error}"
-        ) from error
-    print(f"workspace      {workspace.url}")

@@ -1,18 +1,21 @@
 import builtins
 import importlib.util
+import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_bsqh import L0, BSQHStrategy, Cardinality
-from lightning_bsqh.callbacks import PictureMonitor, SparsityMonitor
+from lightning_bsqh.callbacks import MagnitudePruning, PictureMonitor, SparsityMonitor
 from lightning_bsqh.callbacks.picture_monitor import layer_rows, nonzero_histogram
+from lightning_bsqh.report.masks import draw_mask
 from tests.callbacks.small import SmallModule, loader
 from tests.wandb_files import final_state, history
 
@@ -93,7 +96,9 @@ def test_the_offline_run_read_back_by_wandb(wandb_logger) -> None:
     last = drawn[-1]
     for layer in ("conv", "first", "second"):
         assert sum(last[f"weights/{layer}.values"]) == int((getattr(model, layer).weight != 0).sum())
-    assert last["masks/conv.caption"] == "conv: 3 of 3 x 1 of 1 kernels, white is non-zero"
+    assert last["masks/conv.caption"] == (
+        "conv: 3 of 3 x 1 of 1 kernels, blue is not zero; filters (dim 0) row by row; one input channel"
+    )
     (table,) = (row for row in rows if "pictures/layers._type" in row)
     assert (table["pictures/layers.nrows"], table["pictures/layers.ncols"]) == (3, 8)
     assert table["trainer/global_step"] == 15
@@ -104,6 +109,75 @@ def test_the_offline_run_read_back_by_wandb(wandb_logger) -> None:
     assert not {"best/train_acc", "best/val_loss"} & set(summary)
     assert summary["final/sparsity"] == summary["sparsity/total"] == pytest.approx(0.5, abs=0.02)
     assert summary["final/nonzero"] == 33
+
+
+def test_only_epochs_at_the_target_are_the_best(wandb_logger) -> None:
+    # The third epoch, the best, lies within the ramp: only the fourth has all zeros.
+    _fit(wandb_logger, PictureMonitor(), strategy=BSQHStrategy(Cardinality(sparsity=0.5, ramp=(0.7, 0.9))))
+    summary = final_state(_close())["summary"]
+    assert summary["best/val_acc"] == 0.5
+    assert summary["best/val_acc_sparsity"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_with_magnitude_pruning_too(wandb_logger) -> None:
+    pruning = MagnitudePruning(sparsity=0.5, ramp=(0.7, 0.9))
+    _fit(wandb_logger, PictureMonitor(), pruning, model=ConvModule(own_optimizer=True))
+    assert final_state(_close())["summary"]["best/val_acc"] == 0.5
+
+
+def test_tensorboard_gets_the_same_pictures(tmp_path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    image = pytest.importorskip("PIL.Image")
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = _fit(logger, PictureMonitor(every_n_steps=5))
+    read = events.EventAccumulator(str(tmp_path)).Reload()
+    assert read.Tags()["images"] == ["pictures/sparsity", "masks/conv"]
+    assert [event.step for event in read.Images("masks/conv")] == [4, 9, 14, 15]
+    with image.open(io.BytesIO(read.Images("masks/conv")[-1].encoded_image_string)) as shown:
+        expected = draw_mask(trainer.lightning_module.conv.weight != 0).on_white()
+        assert shown.convert("RGB").tobytes() == expected.tobytes()
+    last = read.Histograms("weights/first")[-1].histogram_value
+    assert last.num == sum(last.bucket) == int((trainer.lightning_module.first.weight != 0).sum())
+    (table,) = (tag for tag in read.Tags()["tensors"] if tag.startswith("pictures/layers"))
+    text = read.Tensors(table)[0].tensor_proto.string_val[0].decode()
+    assert "| layer | shape | weights |" in text
+    assert "| conv | 3x1x3 | 9 |" in text
+
+
+class _Album(Logger):
+    """A logger with Lightning's ``log_image``."""
+
+    name, version = "album", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[tuple[str, int, tuple[int, int]]] = []
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        pass
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        self.images += [(key, step, image.size) for image in images]
+
+
+def test_any_logger_with_log_image_gets_bars_and_masks(tmp_path) -> None:
+    pytest.importorskip("PIL")
+    logger = _Album()
+    _fit(logger, PictureMonitor(every_n_steps=100), default_root_dir=tmp_path)
+    assert {(key, step) for key, step, _ in logger.images} == {("pictures/sparsity", 15), ("masks/conv", 15)}
+
+
+def test_mlflow_gets_bars_and_masks(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=tmp_path.as_uri(), artifact_location=(tmp_path / "files").as_uri())
+    _fit(logger, PictureMonitor(every_n_steps=100), max_epochs=1, default_root_dir=tmp_path)
+    names = {path.name for path in (tmp_path / "files").rglob("*.png")}
+    assert len(names) == 2
+    assert {name[:5] for name in names} == {"pictu", "masks"}
 
 
 def test_another_optimizer(wandb_logger) -> None:
@@ -127,6 +201,7 @@ def test_a_logger_without_images_is_told_once(tmp_path, own: bool) -> None:
     assert trainer.global_step == 8
     (message,) = (str(w.message) for w in caught if "PictureMonitor" in str(w.message))
     assert f"the Trainer's loggers are: {'CSVLogger' if own else 'none'}" in message
+    assert "TensorBoardLogger" in message
     assert "pip install wandb" in message
 
 

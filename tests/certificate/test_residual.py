@@ -533,7 +533,7 @@ def test_sampling_bounds_the_true_residual_from_below(regularizer: Any, weight: 
     grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)
 
     def k(u: Tensor) -> Tensor:
-        penalty = torch.stack([torch.tensor(regularizer.penalty([v.view(1, 1)])) for v in u.flatten()])
+        penalty = torch.stack([torch.as_tensor(regularizer.penalty([v.view(1, 1)])) for v in u.flatten()])
         return adjoint * torch.sin(3.0 * x * u).sum(0) - penalty - 0.2 * (u - weight) ** 2
 
     at_u = k(torch.tensor([weight], dtype=torch.float64))

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 pytest.importorskip("jsonargparse")
-pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 
 from lightning_bsqh.cli import demo
-from lightning_bsqh.report.plot import read_metrics
+from lightning_bsqh.cli.main import main
+from lightning_bsqh.report.metrics import read_metrics
 from tests.wandb_files import final_state
 
 
@@ -33,7 +33,7 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     assert result.sparsity == pytest.approx(0.9, abs=1e-4)
     assert list(result.zeros) == [f"network.{name}" for name in ("conv1", "conv2", "fc1", "fc2")]
     assert result.accepted_trials + result.skipped <= 60
-    assert set(result.files) == {"metrics", "checkpoint", "picture", "report"}
+    assert set(result.files) == {"metrics", "checkpoint", "report"}
     for path in result.files.values():
         assert path.is_file()
         assert path.is_relative_to(tmp_path / "run")
@@ -49,7 +49,6 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     assert sum(metrics["bsqh/trials"][1]) == result.accepted_trials + result.rejected_trials
     assert metrics["bsqh/epsilon"][1][-1] == pytest.approx(result.epsilon, rel=1e-6)
     assert metrics["test_accuracy"][1] == [pytest.approx(result.test_accuracy)]
-    assert result.files["picture"].read_bytes().startswith(b"\x89PNG")
     # The report has the outcome, the settings, and a mask of each layer.
     report = result.files["report"].read_text(encoding="utf-8")
     for text in (f"{100 * result.test_accuracy:.2f} %", "lightning_bsqh.Cardinality", "network.fc2.weight, 10 × 64"):
@@ -83,13 +82,13 @@ def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> Non
     # The width that rich takes where there is no terminal.
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it would last beyond this test
-    demo.main(["--seed", "2", "--output", str(tmp_path), "--epochs", "1"])
+    main(["demo", "--seed", "2", "--output", str(tmp_path), "--epochs", "1"])
     printed = capsys.readouterr().out
     for words in ("train_loss", "bsqh/epsilon", "sparsity/total"):  # the bar
         assert words in printed
     for words in ("seed 2", "test accuracy", "zeros in conv1", "accepted trials", "rejected trials", "final ε"):
         assert words in printed
-    for name in ("metrics.csv", "checkpoints/best.ckpt", "training.png", "report.html"):
+    for name in ("metrics.csv", "checkpoints/best.ckpt", "report.html"):
         assert str(tmp_path / name) in printed
     assert f"Open it in any browser, no network needed: {(tmp_path / 'report.html').as_uri()}" in printed
 
@@ -105,21 +104,40 @@ def test_without_plotly_there_is_no_report(tmp_path, monkeypatch, capsys) -> Non
 @pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--seed", "x"], ["--unknown"]])
 def test_refuses_bad_arguments(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as error:
-        demo.main(arguments)
+        main(["demo", *arguments])
     assert error.value.code == 2
     assert "lightning-bsqh demo" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named_before_the_training(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match="The demo needs matplotlib: pip install"):
-        demo.main(["--output", str(tmp_path / "run")])
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(SystemExit, match="The demo needs rich: pip install"):
+        main(["demo", "--output", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_recipe() -> None:
-    with pytest.raises(FileNotFoundError, match=r"The recipe none\.yaml is neither in"):
-        demo.recipe_path("none.yaml")
+def test_a_folder_with_the_users_files_is_left_alone(tmp_path) -> None:
+    for name in ("config.yaml", "report.html", "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit, match="holds files that no demo has left"):
+        main(["demo", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="is a file: name a folder"):
+        main(["demo", "--output", str(tmp_path / "thesis.tex")])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("config.yaml", "report.html", "thesis.tex"), "mine"
+    )
+
+
+@pytest.mark.usefixtures("without_wandb")
+def test_a_link_among_an_earlier_demos_files_is_not_followed(tmp_path) -> None:
+    (tmp_path / "precious.txt").write_text("precious")
+    demo.run_demo(tmp_path / "run", epochs=1, progress_bar=False)
+    for name in ("config.yaml", "report.html"):
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(tmp_path / "precious.txt")
+    demo.run_demo(tmp_path / "run", epochs=1, progress_bar=False)
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+    assert not (tmp_path / "run" / "report.html").is_symlink()
 
 
 @pytest.mark.usefixtures("without_wandb")

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -101,9 +102,9 @@ def test_another_strategy_has_its_sparsity_printed_too(arguments, capsys) -> Non
 
 def test_demo_goes_to_the_demo(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr("lightning_bsqh.cli.demo.main", seen.append)
+    monkeypatch.setattr("lightning_bsqh.cli.demo.run", seen.append)
     main(["demo", "--seed", "3"])
-    assert seen == [["--seed", "3"]]
+    assert [(options.seed, options.output, options.epochs) for options in seen] == [(3, Path("runs/demo"), None)]
 
 
 def test_help_names_the_demo(capsys) -> None:

@@ -29,6 +29,7 @@ def trial(
         accepted=accepted,
         tightened=tightened,
         resolution=resolution,
+        length=tau,
     )
 
 
@@ -124,9 +125,10 @@ def test_a_step_far_longer_than_usual_is_shortened() -> None:
     # τ falls with ε²: the step is then ten times as long as usual and not more.
     raised = rule.epsilon_for(1.0, 40.0)
     assert 40.0 / raised**2 == pytest.approx(10 * 0.1)
-    # What counts is ε²τ, which a schedule does not change.
-    assert rule.epsilon_for(100.0, 0.9e-4) == 100.0
-    assert rule.epsilon_for(100.0, 40.0e-4) == pytest.approx(100.0 * raised)
+    # The gradient's length does not depend on ε, which a schedule may have raised.
+    assert rule.epsilon_for(100.0, 0.9) == 100.0
+    assert rule.epsilon_for(100.0, 40.0) == pytest.approx(100.0 * raised)
+    assert Curvature(epsilon=1.0, epsilon_max=2.0).epsilon_for(2.0, 1e9) == 2.0
     assert rule.epsilon_for(1.0, math.inf) == 1.0
     assert Curvature(epsilon=1.0, outlier=None).epsilon_for(1.0, 40.0) == 1.0
 
@@ -136,10 +138,9 @@ def test_what_is_usual_follows_the_steps() -> None:
     for tau in [0.1] * 20 + [10.0] * 20:
         rule.observe(trial(tau=tau))
     assert rule.epsilon_for(1.0, 50.0) == 1.0
-    # Trials that are rejected, or from a point that a constraint has just left, are not what is usual.
+    # The gradients of batches whose trials are rejected are not what is usual.
     for _ in range(20):
         rule.observe(trial(tau=1e-6, accepted=False))
-        rule.observe(trial(tau=1e-6, tightened=True))
     assert rule.epsilon_for(1.0, 50.0) == 1.0
 
 

@@ -14,8 +14,9 @@ import torchmetrics
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.network.module_state import ModuleState, same
+from lightning_bsqh.network.module_state import ModuleState
 from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.tree import same
 from lightning_bsqh.network.without_trace import without_trace
 
 

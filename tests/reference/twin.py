@@ -24,12 +24,16 @@ def l2(z, d, epsilon, rho):
     return [epsilon * di * zi / (epsilon * di + rho) for zi, di in zip(z, d, strict=True)]
 
 
-def largest(z, d, count, low=-math.inf, high=math.inf):
-    """Keeps the `count` clipped c with the largest d z² − d (z − c)² over all arrays; ties go to the first."""
+def largest(z, d, count, low=-math.inf, high=math.inf, minimum=0):
+    """Keeps the `count` clipped c with the largest d z² − d (z − c)² over all arrays; ties go to the first.
+
+    The `minimum` largest of each array are taken first.
+    """
     clipped = [np.clip(zi, low, high) for zi in z]
     scores = [(di * zi**2 - di * (zi - ci) ** 2).ravel() for zi, di, ci in zip(z, d, clipped, strict=True)]
+    places = [rank < minimum for s in scores for rank in ranks(s)]
     scores = np.concatenate(scores)
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    order = sorted(range(len(scores)), key=lambda i: (not places[i], -scores[i], i))
     keep = np.zeros(len(scores), bool)
     keep[order[:count]] = True
     out, start = [], 0
@@ -37,6 +41,12 @@ def largest(z, d, count, low=-math.inf, high=math.inf):
         out.append(np.where(keep[start : start + ci.size].reshape(ci.shape), ci, 0.0))
         start += ci.size
     return out
+
+
+def ranks(scores):
+    """For every score the number of those that come before it when the largest come first."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return [order.index(i) for i in range(len(scores))]
 
 
 def elastic(z, d, epsilon, rho):
@@ -205,9 +215,14 @@ class Ramp:
     per_layer: bool = False
     low: float = -math.inf
     high: float = math.inf
+    minimum: int = 1
 
     def value(self, w):
         return 0.0
+
+    def places(self, sizes, step):
+        """How many may be non-zero, of arrays of these sizes that compete."""
+        return max(self.count(sum(sizes), step), sum(min(n, self.minimum) for n in sizes))
 
     def count(self, n, step):
         first = min(int(self.start * self.total), self.total - 1)
@@ -227,14 +242,18 @@ class Ramp:
         return self.project(z, d, step)
 
     def admits(self, w, step):
-        counts = [(sum(np.count_nonzero(wi) for wi in p), sum(wi.size for wi in p)) for p in self.parts(w)]
         within = all(((self.low <= wi) & (wi <= self.high)).all() for wi in w)
-        return within and all(nonzero <= self.count(n, step) for nonzero, n in counts)
+        return within and all(
+            sum(max(np.count_nonzero(wi), min(self.minimum, wi.size)) for wi in p)
+            <= self.places([wi.size for wi in p], step)
+            for p in self.parts(w)
+        )
 
     def project(self, w, d, step):
         out = []
         for wp, dp in zip(self.parts(w), self.parts(d), strict=True):
-            out += largest(wp, dp, self.count(sum(wi.size for wi in wp), step), self.low, self.high)
+            places = self.places([wi.size for wi in wp], step)
+            out += largest(wp, dp, places, self.low, self.high, self.minimum)
         return out
 
 
@@ -243,12 +262,34 @@ class RampOfRows(Ramp):
     """At most k rows of all matrices that are not all zero, kept by Σ d w², with the same ramp."""
 
     def admits(self, w, step):
-        return sum((wi != 0).any(1).sum() for wi in w) <= self.count(sum(len(wi) for wi in w), step)
+        kept = sum(max((wi != 0).any(1).sum(), self.minimum) for wi in w)
+        return kept <= self.places([len(wi) for wi in w], step)
 
     def project(self, w, d, step):
         weight = [np.sqrt((di * wi**2).sum(1)) for wi, di in zip(w, d, strict=True)]
-        kept = largest(weight, [np.ones(len(wi)) for wi in w], self.count(sum(len(wi) for wi in w), step))
+        places = self.places([len(wi) for wi in w], step)
+        kept = largest(weight, [np.ones(len(wi)) for wi in w], places, minimum=self.minimum)
         return [np.where(ki[:, None] != 0, wi, 0.0) for ki, wi in zip(kept, w, strict=True)]
+
+
+@dataclass
+class RampWithL2(Ramp):
+    """The same and ρ‖u‖²: what is kept is shrunk, and chosen by how much that is better than zero."""
+
+    rho: float = 0.0
+
+    def value(self, w):
+        return self.rho * sum((wi**2).sum() for wi in w)
+
+    def prox(self, z, d, epsilon, step):
+        shrunk = l2(z, d, epsilon, self.rho)
+        gains = []
+        for zi, di, si in zip(z, d, shrunk, strict=True):
+            kept = epsilon * di * (si - zi) ** 2 + self.rho * si**2
+            gains.append(np.sqrt(np.maximum(epsilon * di * zi**2 - kept, 0.0)))
+        places = self.places([zi.size for zi in z], step)
+        chosen = largest(gains, [np.ones_like(zi) for zi in z], places, minimum=self.minimum)
+        return [np.where(ci != 0, si, 0.0) for ci, si in zip(chosen, shrunk, strict=True)]
 
 
 @dataclass
@@ -284,10 +325,10 @@ class BacktrackingTwin:
     sigma: float = 1.1
     zeta: float = 0.9
 
-    def for_length(self, epsilon, tau):
+    def for_length(self, epsilon, length):
         return epsilon
 
-    def observe(self, accepted, change, slope, tau, tightened, tried):
+    def observe(self, accepted, change, slope, tau, tightened, length):
         self.epsilon *= self.zeta if accepted else self.sigma
 
 
@@ -305,16 +346,16 @@ class CurvatureTwin:
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
 
-    def for_length(self, epsilon, tau):
-        """ε² τ, which does not depend on ε, no more than ten times as large as usual."""
+    def for_length(self, epsilon, length):
+        """Σ g²/(4d), the ε²τ of a plain step, no more than ten times as large as usual."""
         if self.length is None:
             return epsilon
-        return max(epsilon, epsilon * math.sqrt(epsilon**2 * tau / (self.outlier * self.length)))
+        return max(epsilon, epsilon * math.sqrt(length / (self.outlier * self.length)))
 
-    def observe(self, accepted, change, slope, tau, tightened, tried):
-        if accepted and not tightened and tau > 0:
-            usual = tried**2 * tau if self.length is None else self.length
-            self.length = 0.9 * usual + 0.1 * min(tried**2 * tau, self.outlier * usual)
+    def observe(self, accepted, change, slope, tau, tightened, length):
+        if accepted:
+            usual = length if self.length is None else self.length
+            self.length = 0.9 * usual + 0.1 * min(length, self.outlier * usual)
         second_order = change + slope
         known = math.isfinite(second_order) and tau > 0 and second_order != 0
         if not accepted:
@@ -380,8 +421,10 @@ class Twin:
         accepted = projected = False
         trials = 0
         least = 0.0
-        while not accepted and trials < self.max_trials:
-            trials += 1
+        compared = 0
+        length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
+        while not accepted and compared < self.max_trials:
+            trials, compared = trials + 1, compared + 1
             epsilon = max(self.rule.epsilon * self._raise(), least)
 
             def maximiser(epsilon, w=w):
@@ -390,9 +433,9 @@ class Twin:
                     z[i] = a
                 return z
 
-            candidate = maximiser(epsilon)
-            steps = [np.where(tightened & (c == 0), 0, c - wi) for c, wi in zip(candidate, w, strict=True)]
-            epsilon = self.rule.for_length(epsilon, sum((di * s**2).sum() for di, s in zip(d, steps, strict=True)))
+            raised = self.rule.for_length(epsilon, length)
+            if raised > epsilon:  # the candidate for the smaller one has been tried, but is not looked at
+                trials, epsilon = trials + 1, raised
             candidate = maximiser(epsilon)
             if epsilon > self.rule.epsilon * self._raise():
                 least = 1.5 * epsilon
@@ -413,7 +456,7 @@ class Twin:
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
-            self.rule.observe(accepted, change, slope, tau, tightened, epsilon)
+            self.rule.observe(accepted, change, slope, tau, tightened, length)
         self.u = candidate if accepted else w
         self.step_count += 1
         return {

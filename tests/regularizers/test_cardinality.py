@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_bsqh import BSQHOptimizer, Cardinality, Curvature
+from lightning_bsqh.regularizers import selection
 from tests.problems import cross_entropy, data, smooth_network
 
 
@@ -112,7 +114,7 @@ def test_no_choice_of_groups_is_better(
     points, metric = ([part.view(s) for part, s in zip(t.split([12, 6]), shapes, strict=True)] for t in (z, d))
     axis = 0 if groups == "output" else 1
     sizes = [s[axis] for s in shapes]
-    regularizer = Cardinality(sparsity, ramp=(0.0, 0.0), groups=groups)
+    regularizer = Cardinality(sparsity, ramp=(0.0, 0.0), groups=groups, minimum=0)
     found = [p.clone() for p in points]
     regularizer.prox_in_box_(found, metric, 0.7, low, 1.0)
     assert regularizer.admits(found)
@@ -130,6 +132,80 @@ def test_no_choice_of_groups_is_better(
             candidate[tensor].select(axis, index).zero_()
         assert regularizer.admits(candidate)
         assert distance(found) <= distance(candidate) + 1e-12
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    values=st.lists(st.tuples(st.sampled_from([0.0, 1.0, -1.0]) | st.floats(-2, 2), st.floats(0.125, 5)), min_size=9),
+    sizes=st.tuples(st.integers(0, 4), st.integers(1, 4)),
+    sparsity=st.floats(0, 0.99),
+    minimum=st.integers(0, 3),
+    low=st.sampled_from([-math.inf, -0.5]),
+    waits=st.booleans(),
+)
+def test_no_support_is_better_that_leaves_every_tensor_its_minimum(
+    values: list[tuple[float, float]],
+    sizes: tuple[int, int],
+    sparsity: float,
+    minimum: int,
+    low: float,
+    waits: bool,
+) -> None:
+    lengths = [*sizes, 9 - sum(sizes)]
+    z, d = torch.tensor(values[:9], dtype=torch.float64).T
+    regularizer = Cardinality(sparsity, ramp=(0.0, 0.0), minimum=minimum)
+    found = [part.clone() for part in z.split(lengths)]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(selection, "_on_host", lambda scores: waits)
+        regularizer.prox_in_box_(found, d.split(lengths), 0.7, low, 1.0)
+    assert regularizer.admits(found)
+    least = [min(minimum, n) for n in lengths]
+    count = max(9 - round(sparsity * 9), sum(least))
+    clipped = z.clamp(low, 1.0)
+    owner = [i for i, n in enumerate(lengths) for _ in range(n)]
+    best = math.inf
+    for support in itertools.combinations(range(9), count):
+        if all(sum(owner[i] == t for i in support) >= few for t, few in enumerate(least)):
+            u = torch.zeros_like(z)
+            u[list(support)] = clipped[list(support)]
+            assert regularizer.admits(u.split(lengths))
+            best = min(best, float((d * (u - z).square()).sum()))
+    assert float((d * (torch.cat(found) - z).square()).sum()) <= best + 1e-12
+    if sparsity * 9 >= 0.5:
+        assert sum(max(int(torch.count_nonzero(u)), few) for u, few in zip(found, least, strict=True)) <= count
+
+
+def test_only_what_would_have_been_emptied_changes() -> None:
+    weights = [torch.tensor([5.0, 4.0, 3.0, 2.0]), torch.tensor([0.3, 0.2, 0.1])]
+
+    def kept(sparsity: float, minimum: int, scope: str = "global") -> list[list[float]]:
+        u = [w.clone() for w in weights]
+        Cardinality(sparsity, ramp=(0.0, 0.0), scope=scope, minimum=minimum).prox_(u, [1.0, 1.0], 1.0)
+        return [t[t != 0].tolist() for t in u]
+
+    assert kept(0.3, 0) == kept(0.3, 1) == [[5.0, 4.0, 3.0, 2.0], [pytest.approx(0.3)]]
+    assert kept(0.5, 0) == [[5.0, 4.0, 3.0, 2.0][: 7 - round(3.5)], []]
+    assert kept(0.5, 1) == [[5.0, 4.0], [pytest.approx(0.3)]]
+    assert kept(0.5, 2) == [[5.0, 4.0], pytest.approx([0.3, 0.2])]
+    # Where the minima together are more than the demand leaves, they are what is kept.
+    assert kept(0.9, 1) == [[5.0], [pytest.approx(0.3)]]
+    assert kept(0.9, 0, "layer") == [[], []]
+    assert kept(0.9, 1, "layer") == [[5.0], [pytest.approx(0.3)]]
+
+
+@pytest.mark.parametrize("groups", [None, "output"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("ramp", [(0.0, 0.0), (0.05, 0.5)])
+def test_no_layer_of_a_training_is_emptied(groups: str | None, scope: str, ramp: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = data()
+    regularizer = Cardinality(0.97, ramp=ramp, scope=scope, groups=groups)
+    optimizer = BSQHOptimizer(network, regularizer=regularizer, total_steps=20)
+    for _ in range(20):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+        assert all(bool(layer.weight.any()) for layer in network if isinstance(layer, nn.Linear))
+    assert optimizer.meets_constraint()
 
 
 def test_target_of_groups_is_met_to_the_group() -> None:

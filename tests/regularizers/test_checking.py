@@ -94,7 +94,7 @@ class ClipsMetric(L1):
 
 class TensorPenalty(L1):
     def penalty(self, weights):
-        return self.rho * sum(w.abs().sum() for w in weights)
+        return super().penalty(weights).view(1)
 
 
 class NotFinite(L1):
@@ -128,7 +128,7 @@ class FarProjection(Discrete):
         (ScalarMetricIgnored(rho=0.3), ["D=1.0"]),
         (ClipFirst(-0.25, 0.25, L0(rho=1.0)), ["prox_ gives"]),
         (ClipsMetric(rho=0.3), ["changes the metric"]),
-        (TensorPenalty(rho=0.3), ["penalty is", "finite float"]),
+        (TensorPenalty(rho=0.3), ["penalty is", "finite number"]),
         (NotFinite(rho=0.3), ["not finite"]),
         (NotAdmissible([-1.0, 1.0], ramp=(0.0, 0.0)), ["admits() refuses"]),
         (FarProjection([-1.0, 1.0], ramp=(0.0, 0.0)), ["project_ moves z", "squared distance"]),

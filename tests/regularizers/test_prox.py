@@ -80,7 +80,7 @@ def test_cardinality_is_the_best_support(values: list[tuple[float, float]], spar
         best = max(best, -epsilon * float((d[dropped] * z[dropped] ** 2).sum()))
     # Over two tensors, so that the choice has to be made over both together.
     parts = [z[:3].clone(), z[3:].clone()]
-    Cardinality(sparsity, ramp=(0.0, 0.0)).prox_(parts, [d[:3], d[3:]], epsilon)
+    Cardinality(sparsity, ramp=(0.0, 0.0), minimum=0).prox_(parts, [d[:3], d[3:]], epsilon)
     u = torch.cat(parts)
     assert int(torch.count_nonzero(u)) <= kept
     assert -epsilon * float((d * (u - z) ** 2).sum()) >= best - 1e-12

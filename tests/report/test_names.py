@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsqh.report.names import display_names, run_names, shorten
+from lightning_bsqh.report.names import display_names, run_names, short_names, shorten
 
 
 @given(st.text(max_size=60), st.integers(5, 40))
@@ -39,7 +39,23 @@ def test_colliding_names_get_numbers() -> None:
         (["/runs/a", "/other/b"], ["a", "b"]),
         (["/runs/a/version_0", "/runs/b/version_0"], ["a/version_0", "b/version_0"]),
         (["/a", "/b/a"], ["a", "b/a"]),
+        (["/runs/mnist/version_3"], ["mnist/version_3"]),
     ],
 )
 def test_run_names(folders: list[str], names: list[str]) -> None:
     assert run_names([Path(folder) for folder in folders]) == names
+
+
+@pytest.mark.parametrize(
+    ("layers", "short"),
+    [
+        (["network.conv1", "network.fc"], ["conv1", "fc"]),
+        (["network.block1.conv1", "network.block1.conv2"], ["conv1", "conv2"]),
+        (["net.a", "network.a"], ["net.a", "network.a"]),
+        (["network", "network.a"], ["network", "network.a"]),
+        (["network.only"], ["only"]),
+        ([], []),
+    ],
+)
+def test_short_names(layers: list[str], short: list[str]) -> None:
+    assert short_names(layers) == dict(zip(layers, short, strict=True))

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("plotly")
 
 from lightning_bsqh.report import read_runs, write_report
-from lightning_bsqh.report.charts import LARGEST, charts, moving_mean, thin
+from lightning_bsqh.report.charts import charts
+from lightning_bsqh.report.curves import LARGEST, moving_mean, thin
 from tests.report.made_runs import LAYERS, made_weights, make_metrics, make_run
 
 
@@ -237,14 +241,35 @@ def test_long_curves_are_thinned_and_the_page_says_so(tmp_path) -> None:
     text = "bsqh/epsilon,step\n" + "\n".join(f"{1.0 + i},{i}" for i in range(steps))
     (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
     (chart,) = charts(read_runs([tmp_path]))
-    assert chart.data[0]["x"][:2] == [0, 3]
+    assert chart.data[0]["x"][:3] == [0, 4, 5]
     assert chart.data[0]["x"][-1] == steps - 1
-    assert "one point in 3 is shown" in chart.note
+    assert "the lowest and the highest of every 5 readings are shown" in chart.note
     assert thin(([], [])) == (([], []), 1)
 
 
+@given(st.lists(st.floats(), max_size=400), st.integers(10, 60))
+def test_no_spike_is_lost_by_thinning(values: list[float], largest: int) -> None:
+    (steps, kept), every = thin((list(range(len(values))), values), largest)
+    assert steps == sorted(set(steps))
+    assert len(steps) <= 1.5 * largest + 3
+    finite = [value for value in values if math.isfinite(value)]
+    assert (
+        [min(finite), max(finite)] == [f(v for v in kept if math.isfinite(v)) for f in (min, max)] if finite else True
+    )
+    assert any(map(math.isfinite, kept)) == bool(finite)
+    assert all(math.isfinite(value) for value in kept) == (len(finite) == len(values))
+    assert every == 1 or len(values) > largest
+
+
 def test_moving_mean() -> None:
-    assert moving_mean([1.0, 2.0, 6.0, 4.0], 2) == [1.0, 1.5, 4.0, 5.0]
+    assert moving_mean(([0, 1, 2, 3], [1.0, 2.0, 6.0, 4.0]), 2) == ([0, 1, 2, 3], [1.0, 1.5, 4.0, 5.0])
+    # At some steps only, but with all values between, and without those that are no numbers.
+    values = [float(i) for i in range(1000)]
+    assert moving_mean((list(range(1001)), [math.nan, *values]), 10, points=4) == (
+        [1, 251, 501, 751, 1000],
+        [0.0, 245.5, 495.5, 745.5, 994.5],
+    )
+    assert moving_mean(([], []), 3) == ([], [])
 
 
 def test_charts_are_what_plotly_knows(tmp_path) -> None:
@@ -252,9 +277,9 @@ def test_charts_are_what_plotly_knows(tmp_path) -> None:
 
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
     for chart in [*charts(read_runs(folders[:1])), *charts(read_runs(folders))]:
-        data = [trace if trace.get("line", {}).get("color") != "text" else trace | {"line": {}, "marker": {}}
-                for trace in chart.data]  # fmt: skip
-        graph_objects.Figure(data=data, layout=chart.layout)  # raises for an unknown property or value
+        # Raises for an unknown property or value. The page's script gives lines of the text's colour theirs.
+        known = json.loads(json.dumps([chart.data, chart.layout]).replace('"color": "text"', '"color": "black"'))
+        graph_objects.Figure(data=known[0], layout=known[1])
 
 
 def test_output_elsewhere(tmp_path) -> None:
@@ -264,12 +289,95 @@ def test_output_elsewhere(tmp_path) -> None:
     assert not (folder / "report.html").exists()
     with pytest.raises(ValueError, match="output must be a file, got the folder"):
         write_report([folder], tmp_path)
+    # An earlier report is replaced, without anything left beside it.
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", "<p>left over</p>"), encoding="utf-8")
+    assert "left over" not in write_report([folder], path).read_text(encoding="utf-8")
+    assert [file.name for file in path.parent.iterdir()] == ["my.html"]
+
+
+def test_a_report_names_the_runs_as_told(tmp_path) -> None:
+    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    text = write_report(folders, names=["dense", "sparse"]).read_text(encoding="utf-8")
+    assert "<h1>Runs dense, sparse</h1>" in text
+    for names in (["one"], ["same", "same"], ["", "b"]):
+        with pytest.raises(ValueError, match="names must be 2 different names"):
+            write_report(folders, names=names)
+
+
+def test_epochs_stand_above_where_the_runs_agree(tmp_path) -> None:
+    first, second = make_metrics(tmp_path / "a"), make_metrics(tmp_path / "b", steps=40)
+    for folders in ([first], [first, second]):
+        axis = charts(read_runs(folders))[0].layout["xaxis2"]
+        assert (axis["side"], axis["matches"], axis["title"]["text"]) == ("top", "x", "epochs done")
+        assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True)) == {"1": 20, "2": 40, "3": 60}
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "metrics.csv").write_text("bsqh/epsilon,step,epoch\n1,29,0\n1,59,1\n1,89,2\n", encoding="utf-8")
+    assert "xaxis2" not in charts(read_runs([first, tmp_path / "c"]))[0].layout
+
+
+def test_many_epochs_have_few_ticks(tmp_path) -> None:
+    rows = "\n".join(f"1,{10 * epoch + 9},{epoch}" for epoch in range(300))
+    (tmp_path / "metrics.csv").write_text(f"bsqh/epsilon,step,epoch\n{rows}\n", encoding="utf-8")
+    axis = charts(read_runs([tmp_path]))[0].layout["xaxis2"]
+    assert axis["ticktext"] == ["50", "100", "150", "200", "250", "300"]
+    assert axis["tickvals"] == [500, 1000, 1500, 2000, 2500, 3000]
+
+
+def _reaches(folder: Path, at: int, steps: int = 100) -> Path:
+    folder.mkdir()
+    rows = "\n".join(f"{min(0.95 * i / at, 0.95)},{i}" for i in range(steps))
+    (folder / "metrics.csv").write_text(f"sparsity/total,step\n{rows}\n", encoding="utf-8")
+    return folder
+
+
+def test_where_the_target_was_reached_is_marked(tmp_path) -> None:
+    first, second = _reaches(tmp_path / "a", 40), _reaches(tmp_path / "b", 70)
+    (chart,) = charts(read_runs([first]))
+    assert [(shape["x0"], shape["x1"], shape["yref"]) for shape in chart.layout["shapes"]] == [(40, 40, "paper")]
+    assert [note["text"] for note in chart.layout["annotations"]] == ["95 % zeros reached"]
+    assert _read(first).row("that share reached at step") == ["40"]
+    both = charts(read_runs([first, second]))[0]
+    assert [shape["x0"] for shape in both.layout["shapes"]] == [40, 70]
+    assert [shape["line"]["color"] for shape in both.layout["shapes"]] == [t["line"]["color"] for t in both.data]
+    assert "dotted upright line" in both.note
+    # Still on its way, so nothing was reached.
+    assert charts(read_runs([make_run(tmp_path / "c")]))[0].layout["shapes"] == []
+
+
+def test_every_chart_of_ours_says_what_is_healthy(tmp_path) -> None:
+    folder = make_run(tmp_path)
+    text = write_report([folder]).read_text(encoding="utf-8")
+    assert text.count("In a healthy run:") == len(charts(read_runs([folder])))
+    assert "the rise at the end is the schedule" in " ".join(text.split())
+
+
+def test_logarithmic_axes_say_so(tmp_path) -> None:
+    for chart in charts(read_runs([make_run(tmp_path)])):
+        axis = chart.layout["yaxis"]
+        assert (axis.get("type") == "log") == axis["title"]["text"].endswith("(logarithmic)")
+
+
+def test_lines_upon_one_another_can_be_told_apart(tmp_path) -> None:
+    rows = "\n".join(f"{1 / (i + 1)},{1 / (i + 1)},{2 / (i + 1)},1,{i}" for i in range(20))
+    text = f"a_loss,b_loss,c_loss,bsqh/epsilon,step\n{rows}\n"
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    (chart,) = (chart for chart in charts(read_runs([tmp_path])) if chart.title == "Loss")
+    widths = [trace["line"]["width"] for trace in chart.data]
+    assert widths == sorted(set(widths), reverse=True)
+    assert chart.note.startswith("a_loss and b_loss are the same throughout")
+
+
+def test_the_page_is_about_2_mb(tmp_path) -> None:
+    # Most of it is plotly.js; 300 times as many rows are no more points.
+    text = "bsqh/epsilon,bsqh/tau,step\n" + "\n".join(f"{1.0 + i},{1 / (i + 1)},{i}" for i in range(30_000))
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    assert write_report([tmp_path]).stat().st_size < 2_300_000
 
 
 def test_colours_of_the_page_are_defined_for_light_and_dark() -> None:
     import lightning_bsqh.report as package
 
-    style = (Path(package.__file__).parent / "style.css").read_text(encoding="utf-8")
+    style = (Path(package.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     used = set(re.findall(r"var\((--\w+)\)", style)) - {"--share"}
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     for colour in used:

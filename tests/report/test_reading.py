@@ -2,9 +2,12 @@ import os
 
 import pytest
 import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lightning_bsqh.report import RunFolderError, read_run, read_runs
-from lightning_bsqh.report.reading import flatten
+from lightning_bsqh.report.settings import MOST, flatten, show_setting
 from tests.report.made_runs import made_weights, make_checkpoint, make_metrics, make_run
 
 
@@ -90,11 +93,96 @@ def test_flatten() -> None:
     assert flatten(nested) == {"a.b": 1, "a.c": {}, "d": [1, 2], "e.0.f": None}
 
 
+_PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | st.binary(max_size=4) | st.text(max_size=8)
+)
+_KEYS = st.text(max_size=6) | st.integers() | st.none() | st.dates()
+_NESTED = st.recursive(_PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3))
+
+
+@given(st.dictionaries(_KEYS, _NESTED, max_size=4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_settings_are_shown(tmp_path, content: dict) -> None:
+    make_metrics(tmp_path, steps=3)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    run = read_run(tmp_path)
+    assert all(isinstance(show_setting(value), str) for value in run.settings.values())
+    assert len(run.notes) == 1  # of the missing checkpoint only
+
+
+# A billion entries from ten lines.
+_NINE = ("{" + ", ".join(f"k{j}: *a{i - 1}" for j in range(9)) + "}" for i in range(1, 10))
+_BILLION = "\n".join(["a0: &a0 {k: 1}", *(f"a{i}: &a{i} {nine}" for i, nine in enumerate(_NINE, 1))])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: &x\n  b: *x\n",
+        "a: &x [*x]\n",
+        _BILLION,
+        "? [1, 2]\n: 3\n",
+        "a: 2020-13-45\n",
+        "a: !!timestamp x\n",
+        "[" * 5_000,
+        "- 1\n- 2\n",
+        "just words",
+        "\u0000",
+    ],
+)
+def test_odd_settings_are_shown_or_noted(tmp_path, content: str) -> None:
+    make_metrics(tmp_path, steps=3)
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    run = read_run(tmp_path)
+    assert len(run.settings) <= MOST
+    assert run.settings or "config.yaml could not be read" in run.notes[0]
+    assert all(len(show_setting(value)) <= 1_001 for value in run.settings.values())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {1: torch.eye(3), None: torch.eye(2), "w": torch.eye(4)}, "global_step": 10**5000},
+        {"state_dict": {"w": torch.zeros(1).expand(10**7, 10**7)}},
+        {"state_dict": {"w": torch.zeros(4, 4, device="meta")}},
+        {"state_dict": {"w": torch.eye(4).to(torch.float8_e4m3fn)}, "global_step": True, "callbacks": {"a": 3}},
+        {"state_dict": {}, "callbacks": {"a": {"best_model_path": 5}, "b": {"best_model_path": "a\0b"}}},
+        {"state_dict": [torch.eye(3)]},
+        [1, 2],
+    ],
+)
+def test_odd_checkpoints_are_shown_or_noted(tmp_path, content: object) -> None:
+    torch.save(content, make_metrics(tmp_path, steps=3) / "a.ckpt")
+    run = read_run(tmp_path)
+    assert all(isinstance(weights.name, str) and weights.zeros >= 0 for weights in run.weights)
+    assert run.weights or run.notes or content["state_dict"] == {}
+
+
+def test_a_folder_named_as_a_checkpoint_is_none(tmp_path) -> None:
+    (make_metrics(tmp_path, steps=3) / "sharded.ckpt").mkdir()
+    (tmp_path / "gone.ckpt").symlink_to(tmp_path / "nowhere")
+    assert "no checkpoint" in read_run(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "target"),
+    [
+        ({"trainer": {"strategy": {"init_args": {"regularizer": {"init_args": {"sparsity": 0.95}}}}}}, 0.95),
+        ({"trainer": {"callbacks": [{"class_path": "x"}, {"init_args": {"sparsity": 0.9}}]}}, 0.9),
+        ({"trainer": {"strategy": {"init_args": {"regularizer": {"fc*": {"init_args": {"sparsity": 0.5}}}}}}}, None),
+        ({"trainer": {"strategy": "bsqh"}}, None),
+    ],
+)
+def test_target(tmp_path, settings_: dict, target: float | None) -> None:
+    assert read_run(make_run(tmp_path, settings=settings_)).target == target
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (None, r"has no metrics\.csv: train with a CSVLogger"),
         ("", "no values of bsqh/"),
+        ("step,bsqh/epsilon\n", "no values of bsqh/"),
         ("step,train_loss\n0,1.0\n", "another program has written it: train with"),
         ("epoch,bsqh/epsilon\n0,1.0\n", "not what Lightning's CSVLogger writes"),
         ("step,bsqh/epsilon\n0,abc\n", "not what Lightning's CSVLogger writes"),

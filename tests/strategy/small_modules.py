@@ -37,14 +37,22 @@ class WithAdam(SmallModule):
         return torch.optim.Adam(self.parameters(), lr=0.0)
 
 
+#: What the records hold. Not in the objects, so that a trial's undoing does not reach it.
+_ITEMS: dict[int, list[Any]] = {}
+
+
 class Record:
-    """Keeps what a forward saw. No list, dict or set, so that a trial's undoing does not reach it."""
+    """Keeps what a forward saw, those of trials included."""
 
     def __init__(self) -> None:
-        self.items: list[Any] = []
+        _ITEMS[id(self)] = []
+
+    @property
+    def items(self) -> list[Any]:
+        return _ITEMS[id(self)]
 
     def add(self, item: Any) -> None:
-        self.items.append(item)
+        _ITEMS[id(self)].append(item)
 
 
 class AlwaysTooLarge(Augmentation):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import L0, Backtracking, BSQHOptimizer, Cardinality
-from lightning_bsqh.sweeps.full_batch_options import first_dimension
+from lightning_bsqh.sweeps.full_batch_options import number_of_rows
 from lightning_bsqh.sweeps.micro_batch import AdjointChoice
 from lightning_bsqh.sweeps.weighted_mean import WeightedMean
 from tests.counting import Counts
@@ -398,9 +398,9 @@ def test_count_samples() -> None:
 def test_first_dimension() -> None:
     x = torch.zeros(5, 2)
     for batch in (x, [x, torch.zeros(7)], {"a": "text", "b": (torch.tensor(1.0), x)}, (3, [[], [x]])):
-        assert first_dimension(batch) == 5
+        assert number_of_rows(batch) == 5
     with pytest.raises(ValueError, match=r"type str cannot be told.*count_samples"):
-        first_dimension("text")
+        number_of_rows("text")
 
 
 # ---------------------------------------------------------------------- stopping, checkpoints

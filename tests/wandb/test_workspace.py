@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lightning_bsqh.cli.main import main
-from lightning_bsqh.wandb import workspace as wandb_workspace
+from lightning_bsqh.wandb import command as wandb_command
 from lightning_bsqh.wandb.workspace import build_workspace
 
 
@@ -98,7 +98,7 @@ def test_command_saves(monkeypatch, capsys) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)  # other tests' loggers leave theirs
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     saved = []
-    monkeypatch.setattr(wandb_workspace, "has_key", lambda: True)
+    monkeypatch.setattr(wandb_command, "has_key", lambda: True)
     monkeypatch.setattr(workspaces.Workspace, "save", lambda workspace: saved.append(workspace))
     monkeypatch.setattr(workspaces.Workspace, "url", "https://wandb.ai/team/sparse?nw=1")
     main(["workspace", "--entity", "team", "--project", "sparse", "--layers", "conv1", "conv2"])
@@ -116,7 +116,7 @@ def test_command_tells_what_wandb_refuses(monkeypatch) -> None:
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
-    monkeypatch.setattr(wandb_workspace, "has_key", lambda: True)
+    monkeypatch.setattr(wandb_command, "has_key", lambda: True)
     monkeypatch.setattr(workspaces.Workspace, "save", refuse)
     with pytest.raises(SystemExit, match="for entity 'team' and project 'sparse': entity team not found"):
         main(["workspace", "--entity", "team", "--project", "sparse"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
+import shutil
 import tarfile
+import tempfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -150,52 +151,55 @@ def read_images(source: Path) -> tuple[Tensor, Tensor]:
 
     Returns:
         Images ``[N, 3, 32, 32]`` uint8 and labels ``[N]`` int64, the position of the class among the
-        sorted names.
+        sorted class names.
 
     Raises:
         ValueError: If an image or the archive is damaged, or the classes are not 10.
-        ModuleNotFoundError: If pillow is not installed.
+        ModuleNotFoundError: If torchvision is not installed.
     """
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"Decoding {source} needs pillow: pip install pillow") from error
-    decoded: dict[tuple[str, str], Tensor] = {}
-    for class_name, name, data in _image_files(source):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                pixels = bytearray(image.convert("RGB").tobytes())
-                size = image.size
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{source}: the image {class_name}/{name} is damaged ({error}); replace it.") from error
-        if size != (_PIXELS, _PIXELS):
-            raise ValueError(f"{source}: the image {class_name}/{name} is {size[0]}x{size[1]} pixels, not 32x32.")
-        decoded[class_name, name] = torch.frombuffer(pixels, dtype=torch.uint8).view(_PIXELS, _PIXELS, 3)
-    classes = sorted({class_name for class_name, _ in decoded})
-    if len(classes) != _CLASSES:
-        raise ValueError(f"{source} holds images of {len(classes)} classes (one folder each) instead of {_CLASSES}.")
-    keys = sorted(decoded)
-    images = torch.stack([decoded[key] for key in keys]).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor([classes.index(class_name) for class_name, _ in keys])
-
-
-def _image_files(source: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Class, name and content of every image file."""
     if source.is_dir():
-        for path in sorted(source.glob("*/*")):
-            if path.suffix.lower() in _SUFFIXES:
-                yield path.parent.name, path.name, path.read_bytes()
-        return
+        return _read_folder(source, source)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # With the filter, nothing can be unpacked to anywhere else.
+            shutil.unpack_archive(source, folder, "gztar", filter="data")
+        except (shutil.ReadError, tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{source} is damaged: it cannot be unpacked ({error}); replace it.") from error
+        inside = Path(folder)
+        # The classes may lie below a folder such as train/.
+        while len(below := [path for path in inside.iterdir() if path.is_dir()]) == 1:
+            inside = below[0]
+        return _read_folder(inside, source)
+
+
+def _read_folder(folder: Path, source: Path) -> tuple[Tensor, Tensor]:
+    """The images of a folder with one folder per class; ``source`` is what errors name."""
     try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                path_inside = PurePosixPath(member.name)
-                if member.isfile() and path_inside.suffix.lower() in _SUFFIXES and len(path_inside.parts) >= 2:
-                    file = archive.extractfile(member)
-                    assert file is not None  # a regular file
-                    yield path_inside.parts[-2], path_inside.name, file.read()
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{source} is damaged: it cannot be unpacked ({error}); replace it.") from error
+        from torchvision.datasets import ImageFolder
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"Decoding {source} needs torchvision: pip install torchvision") from error
+    try:
+        found = ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in _SUFFIXES)
+    except FileNotFoundError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if len(found.classes) != _CLASSES:
+        raise ValueError(
+            f"{source} holds images of {len(found.classes)} classes (one folder each) instead of {_CLASSES}."
+        )
+    images = torch.stack([_decode(found.loader, Path(path), source) for path, _ in found.samples])
+    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
+
+
+def _decode(load: Callable[[str], Any], path: Path, source: Path) -> Tensor:
+    """One image ``[32, 32, 3]`` uint8."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        image = load(str(path))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{source}: the image {name} is damaged ({error}); replace it.") from error
+    if image.size != (_PIXELS, _PIXELS):
+        raise ValueError(f"{source}: the image {name} is {image.size[0]}x{image.size[1]} pixels, not 32x32.")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(_PIXELS, _PIXELS, 3)
 
 
 def _cached(source: Path, cache: Path) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 // Draws the charts whose data the page carries, in the colours of the page, and again when they change.
 "use strict";
+const packed = document.getElementById("plotly");
 const charts = JSON.parse(document.getElementById("charts").textContent);
 
 function colour(name) {
@@ -15,16 +16,24 @@ function draw() {
         ? { ...trace, line: { ...trace.line, color: text }, marker: { ...trace.marker, color: text } }
         : trace
     );
+    const shown = (mark) => (mark.line && mark.line.color === "text" ? { ...mark, line: { ...mark.line, color: text } } : mark);
+    // An axis without a trace is not drawn: this one has nothing to show and only its scale.
+    if (chart.layout.xaxis2) {
+      const range = chart.layout.xaxis.range;
+      data.push({ type: "scatter", mode: "lines", x: range, y: [null, null], xaxis: "x2", showlegend: false, hoverinfo: "skip" });
+    }
     const axis = { gridcolor: rule, linecolor: rule, zerolinecolor: rule };
     const layout = {
       ...chart.layout,
       xaxis: { ...axis, ...chart.layout.xaxis },
+      ...(chart.layout.xaxis2 ? { xaxis2: { ...axis, ...chart.layout.xaxis2, range: chart.layout.xaxis.range } } : {}),
       yaxis: { ...axis, ...chart.layout.yaxis },
+      shapes: (chart.layout.shapes || []).map(shown),
       font: { family: "inherit", size: narrow ? 12 : 13, color: text },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       // Room above for the buttons, so that they cover no curve.
-      margin: { l: 55, r: 12, t: narrow ? 12 : 28, b: 40 },
+      margin: { l: 55, r: 12, t: chart.layout.xaxis2 ? 48 : narrow ? 12 : 28, b: 40 },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: faint, activecolor: text },
       legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" },
       hoverlabel: { bgcolor: card, bordercolor: rule, font: { color: text, size: 13 }, namelength: -1 },
@@ -44,5 +53,20 @@ function draw() {
   });
 }
 
-draw();
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+// plotly.js is in the page in compressed form; what it says is run as if it stood here.
+async function unpack() {
+  const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
+
+if (typeof DecompressionStream === "undefined") {
+  document.getElementById("old-browser").hidden = false;
+} else {
+  unpack().then(() => {
+    draw();
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  });
+}

@@ -1,0 +1,235 @@
+"""One iteration from the gradients to the new iterate: it is done whole, or leaves everything as it was (method §2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.candidate import Candidate, LayerTerms
+from lightning_bsqh.method.gauss_seidel import GaussSeidel
+from lightning_bsqh.method.iteration import Iteration
+from lightning_bsqh.method.metric import Metric
+from lightning_bsqh.method.reduction import Reduction
+from lightning_bsqh.method.report import LayerReport
+from lightning_bsqh.method.safeguard import TrueHamiltonian
+from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
+from lightning_bsqh.network.layer_calls import Boundaries
+from lightning_bsqh.network.layers import Layer
+from lightning_bsqh.network.packing import Pack, make_packs
+from lightning_bsqh.regularizers import MetricWeight, Regularizer
+from lightning_bsqh.sweeps.base import AdjointPass
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tensors that an iteration moves.
+
+    Attributes:
+        parameters: By their full names.
+        states: What is remembered of each.
+        regularized: Names of those that R acts on.
+    """
+
+    parameters: Mapping[str, Tensor]
+    states: Sequence[dict[str, Any]]
+    regularized: Collection[str]
+
+    @property
+    def regularized_positions(self) -> list[int]:
+        """Where the regularised ones are among all."""
+        return [i for i, name in enumerate(self.parameters) if name in self.regularized]
+
+
+class Stepper:
+    """Turns the gradients of a forward and adjoint sweep into the next iterate.
+
+    Args:
+        layers: The layers of the network.
+        metric: D.
+        sweep: ``"jacobi"`` or ``"gauss-seidel"``.
+        reduction: Brings numbers to the host.
+
+    Raises:
+        ValueError: If a gauss-seidel sweep is asked for and no layer's module is known.
+    """
+
+    def __init__(self, layers: Sequence[Layer], metric: Metric, sweep: str, reduction: Reduction) -> None:
+        self._layers = layers
+        self._metric = metric
+        self._reduction = reduction
+        self._checked = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
+        recorded = layers if sweep == "gauss-seidel" else self._checked
+        devices = [p.device for layer in layers for p in layer.parameters.values()]
+        #: Records states and adjoints during the forward sweep; None if nobody needs them.
+        self.boundaries = (
+            # Where a layer is affine, gauss-seidel needs no input but that of the trial.
+            Boundaries(recorded, devices, lambda layer: not layer.is_affine) if recorded else None
+        )
+        self._gauss_seidel: GaussSeidel | None = None
+        if sweep == "gauss-seidel":
+            if self.boundaries is None or not any(layer.modules for layer in layers):
+                raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
+            self._gauss_seidel = GaussSeidel(self.boundaries)
+        self._packs: list[Pack] = []
+        self._packed: tuple[list[str], list[int]] | None = None
+
+    @torch.no_grad()
+    def step(
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        regularizer: Regularizer,
+        augmentation: Augmentation,
+        options: SearchOptions,
+        record_layers: bool = False,
+    ) -> tuple[Found, dict[str, LayerReport] | None]:
+        """One iteration; the parameters hold w before and the new iterate after it.
+
+        An exception at any point, from the user's code in a trial too, leaves parameters, states and rule as they were.
+
+        Args:
+            adjoint: The forward and adjoint sweep at w.
+            trained: What moves.
+            regularizer: R as it holds in this iteration.
+            augmentation: The rule for ε.
+            options: What else the search needs.
+            record_layers: Whether to report on every layer.
+
+        Returns:
+            How the search ended, and what it did to each layer if that was asked.
+
+        Raises:
+            NotFinite: If loss or gradient are not finite; nothing has changed then.
+        """
+        iteration = self._make_iteration(adjoint, trained, regularizer)
+        rule = augmentation.state_dict()
+        try:
+            found, layers = self._search(adjoint, trained, iteration, augmentation, options, record_layers)
+        except BaseException as error:
+            iteration.restore_(to_start=True)
+            augmentation.load_state_dict(rule)
+            if isinstance(error, Exception) and (loss := self._not_finite(adjoint, iteration)) is not None:
+                # With weights that are not finite a training_step may raise whatever it likes.
+                raise loss from None
+            raise
+        for pack, gradient in zip(self._packs, iteration.linearisation()[0], strict=True):
+            reached = [found.reached.get(i, True) for i in pack.positions]
+            self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
+        return found, layers
+
+    def _search(
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        iteration: Iteration,
+        augmentation: Augmentation,
+        options: SearchOptions,
+        record_layers: bool,
+    ) -> tuple[Found, dict[str, LayerReport] | None]:
+        places = self._places(trained) if record_layers else {}
+        first: dict[str, LayerTerms] = {}
+
+        def on_first(epsilon: float) -> None:
+            first.update(iteration.terms(places, epsilon))
+
+        propose = self._proposal(adjoint, trained, iteration)
+        assert adjoint.loss is not None
+        search = Search(
+            iteration, propose, adjoint.trial, augmentation, options, self._reduction, on_first if places else None
+        )
+        found = search.run(adjoint.loss, adjoint.resolution)
+        if not places:
+            return found, None
+        last = first if found.trials == 1 else iteration.terms(places, found.epsilon)
+        return found, {n: LayerReport(first[n].hamiltonian, first[n].gain, last[n].gain) for n in places}
+
+    def _proposal(
+        self, adjoint: AdjointPass, trained: Trained, iteration: Iteration
+    ) -> Callable[[float], tuple[Candidate, Tensor | float]]:
+        gauss_seidel = self._gauss_seidel
+
+        def jacobi(epsilon: float) -> tuple[Candidate, Tensor | float]:
+            candidate = iteration.maximise_(epsilon)
+            return candidate, adjoint.trial()
+
+        def one_after_the_other(epsilon: float) -> tuple[Candidate, Tensor | float]:
+            assert gauss_seidel is not None
+            with gauss_seidel.updating(iteration, epsilon, self._located(self._layers, trained)):
+                loss = adjoint.trial()
+            return iteration.measure_layers(), loss
+
+        return jacobi if gauss_seidel is None else one_after_the_other
+
+    def _make_iteration(self, adjoint: AdjointPass, trained: Trained, regularizer: Regularizer) -> Iteration:
+        regularized = trained.regularized_positions
+        packs = self._packs_of(trained, regularized)
+        unreached = [i for i, state in enumerate(trained.states) if not state] if self._metric.remembers else []
+        low = contested(regularizer, regularized) if unreached else set()
+
+        def metric(pack: Pack, gradient: Tensor) -> MetricWeight:
+            states = [trained.states[i] for i in pack.positions]
+            weight: MetricWeight = self._metric.weight(pack, gradient, states, low)
+            return weight
+
+        gradients = [_dense(p.grad) for p in trained.parameters.values()]
+        checks = self._checks(trained)
+        parameters = list(trained.parameters.values())
+        return Iteration(parameters, gradients, metric, regularizer, regularized, checks, packs, unreached)
+
+    def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
+        key = (list(trained.parameters), regularized)
+        if self._packed != key or not all(pack.is_current() for pack in self._packs):
+            self._metric.repack()
+            self._packs = make_packs(list(trained.parameters.values()), set(regularized))
+            self._packed = key
+        return self._packs
+
+    def forget(self) -> None:
+        """Lets go of what is kept between iterations for speed alone."""
+        self._metric.repack()
+        self._packs, self._packed = [], None
+
+    def _checks(self, trained: Trained) -> list[TrueHamiltonian]:
+        """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
+        checks: list[TrueHamiltonian] = []
+        if self.boundaries is None:
+            return checks
+        for layer, positions in self._located(self._checked, trained):
+            calls = len(self.boundaries.calls(layer))
+            if calls > 1 or (calls == 1 and self._gauss_seidel is None):
+                checks.append(TrueHamiltonian(positions, partial(self.boundaries.alignment, layer)))
+        return checks
+
+    def _located(self, layers: Sequence[Layer], trained: Trained) -> list[tuple[Layer, list[int]]]:
+        """The layers with the positions of their tensors among all that move."""
+        places = {name: i for i, name in enumerate(trained.parameters)}
+        located = [(layer, [places[name] for name in layer.parameters if name in places]) for layer in layers]
+        return [(layer, positions) for layer, positions in located if positions]
+
+    def _places(self, trained: Trained) -> dict[str, list[int]]:
+        """The positions by the layers' names; a parameter of no known layer has its own."""
+        located = {layer.name: positions for layer, positions in self._located(self._layers, trained)}
+        known = {i for positions in located.values() for i in positions}
+        return located | {name: [i] for i, name in enumerate(trained.parameters) if i not in known}
+
+    def _not_finite(self, adjoint: AdjointPass, iteration: Iteration) -> NotFinite | None:
+        """What was wrong with the batch, if anything was, after a trial has failed."""
+        loss = math.nan if adjoint.loss is None else float(adjoint.loss)
+        finite = all(bool(torch.isfinite(g).all()) for g in iteration.gradients if g is not None)
+        return None if finite and math.isfinite(loss) else NotFinite(loss)
+
+
+def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:
+    """The positions of the tensors whose weights stand against those of others, as for the places of Cardinality."""
+    return {i for place, i in enumerate(regularized) if regularizer.restricted_to([place]).couples_tensors}
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient

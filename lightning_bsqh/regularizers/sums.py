@@ -1,0 +1,168 @@
+"""R plus weight decay: K of R + ρ‖u‖² is K of R alone, at another point and in another metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
+from lightning_bsqh.regularizers.elastic_net import ElasticNet
+from lightning_bsqh.regularizers.l1 import L1
+from lightning_bsqh.regularizers.l2 import L2
+
+
+class WithL2(Regularizer):
+    """R(u) + ρ‖u‖² for any R; what ``R + L2(rho)`` makes (method §3, Sums).
+
+    As εD(u − z)² + ρu² is (εD + ρ)(u − z')² and a constant, z' = εDz/(εD + ρ), the maximiser is that of R at z' in the
+    metric D + ρ/ε, in a box as well as without one.
+
+    Args:
+        regularizer: R, a penalty or a constraint.
+        decay: ρ‖u‖².
+
+    Raises:
+        TypeError: If one of them is not what it should be.
+    """
+
+    def __init__(self, regularizer: Regularizer, decay: L2) -> None:
+        if not isinstance(regularizer, Regularizer):
+            raise TypeError(f"regularizer must be a Regularizer such as Cardinality(), got {regularizer!r}.")
+        if not isinstance(decay, L2):
+            raise TypeError(f"decay must be an L2 such as L2(rho=1e-5), got {decay!r}.")
+        self.regularizer = regularizer
+        self.decay = decay
+
+    def __repr__(self) -> str:
+        return f"{self.regularizer!r} + {self.decay!r}"
+
+    @property
+    @override
+    def needs_total_steps(self) -> bool:
+        return self.regularizer.needs_total_steps
+
+    @property
+    @override
+    def couples_tensors(self) -> bool:
+        return self.regularizer.couples_tensors
+
+    @override
+    def at(self, step: int, total_steps: int | None) -> Regularizer:
+        held = self.regularizer.at(step, total_steps)
+        return self if held is self.regularizer else WithL2(held, self.decay)
+
+    @override
+    def restricted_to(self, positions: Sequence[int]) -> Regularizer:
+        return WithL2(self.regularizer.restricted_to(positions), self.decay)
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | float:
+        return self.regularizer.penalty(weights) + self.decay.penalty(weights)
+
+    @override
+    def prox_(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> None:
+        self.regularizer.prox_(points, self._complete_(points, metric, epsilon), epsilon)
+
+    @override
+    def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
+        return self.regularizer.admits(weights)
+
+    @override
+    def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
+        self.regularizer.project_(weights, metric)
+
+    @override
+    def check_box(self, low: float, high: float) -> None:
+        self.regularizer.check_box(low, high)
+        if type(self.regularizer).prox_in_box_ is Regularizer.prox_in_box_:
+            raise TypeError(f"regularizer={self.regularizer!r} accepts a box in check_box but has no prox_in_box_.")
+
+    @override
+    def prox_in_box_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float
+    ) -> None:
+        self.regularizer.prox_in_box_(points, self._complete_(points, metric, epsilon), epsilon, low, high)
+
+    @override
+    def project_in_box_(
+        self, weights: Sequence[Tensor], metric: Sequence[MetricWeight], low: float, high: float
+    ) -> None:
+        self.regularizer.project_in_box_(weights, metric, low, high)
+
+    @override
+    def check_separable(self) -> None:
+        self.regularizer.check_separable()
+
+    @override
+    def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
+        return [WithL2(part, self.decay) for part in self.regularizer.separate(weights)]
+
+    @override
+    def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return self.regularizer.pinned(weights)
+
+    @override
+    def elementwise(self, weight: Tensor) -> Tensor | None:
+        own = self.regularizer.elementwise(weight)
+        return None if own is None else own + self.decay.elementwise(weight)
+
+    @override
+    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        rho = self.decay.rho
+        if rho == 0.0:
+            return self.regularizer.hamiltonian_maximiser(ascents)
+        # ⟨G, u⟩ − ρ‖u‖² is −ρ‖u − G/(2ρ)‖² and a constant: R's own proximal point, with ρ as ε.
+        found = [g / (2.0 * rho) for g in ascents]
+        self.regularizer.prox_(found, [1.0] * len(found), rho)
+        return list(found)
+
+    @override
+    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        rho = self.decay.rho
+        if rho == 0.0:
+            return self.regularizer.hamiltonian_maximiser_in_box(ascents, low, high)
+        found = [g / (2.0 * rho) for g in ascents]
+        self.regularizer.prox_in_box_(found, [1.0] * len(found), rho, low, high)
+        return list(found)
+
+    def _complete_(
+        self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float
+    ) -> Sequence[MetricWeight]:
+        """Moves every z to z' and gives the metric there, D + ρ/ε."""
+        self.decay.prox_(points, metric, epsilon)
+        return [d + self.decay.rho / epsilon for d in metric]
+
+
+def add(first: Regularizer, second: object) -> Regularizer:
+    """The sum of two regularisers, of which one is an ``L2``.
+
+    Raises:
+        TypeError: If neither is, so that no maximiser is known, or ``second`` is no regulariser.
+    """
+    if not isinstance(second, Regularizer):
+        raise TypeError(f"Only a regularizer can be added to {first!r}, such as L2(rho=1e-5), got {second!r}.")
+    if isinstance(first, L2) and not isinstance(second, L2):
+        first, second = second, first
+    if not isinstance(second, L2):
+        if isinstance(second, WithL2):
+            return add(add(first, second.regularizer), second.decay)
+        raise TypeError(
+            f"{first!r} + {second!r} has no maximiser in closed form: only L2 can be added to another regularizer. For"
+            " different layers give a dict by name patterns, for bounds a Box around the regularizer."
+        )
+    return _with_decay(first, second)
+
+
+def _with_decay(first: Regularizer, decay: L2) -> Regularizer:
+    # By the very type: a user's subclass may mean something else.
+    if type(first) is L2:
+        return L2(first.rho + decay.rho)
+    if type(first) is L1:
+        return ElasticNet(first.rho, decay.rho)
+    if type(first) is ElasticNet:
+        return ElasticNet(first.rho_l1, first.rho_l2 + decay.rho)
+    if isinstance(first, WithL2):
+        return WithL2(first.regularizer, L2(first.decay.rho + decay.rho))
+    return WithL2(first, decay)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("jsonargparse")
+pytest.importorskip("safetensors")
+pytest.importorskip("sklearn")
+
+from lightning_bsqh.export import load_sparse, resized
+from lightning_bsqh.export.command import main
+from lightning_bsqh.export.run_folder import example_inputs, load_run, metrics_of_test
+from lightning_bsqh.zoo import ImageClassifier, SmallLeNet
+from tests.export.shrinking.made_networks import zero_out
+
+CONFIG: dict[str, Any] = {
+    "seed_everything": 0,
+    "trainer": {"max_epochs": 1},
+    "model": {
+        "class_path": "lightning_bsqh.zoo.ImageClassifier",
+        "init_args": {"network": {"class_path": "lightning_bsqh.zoo.SmallLeNet"}},
+    },
+    "data": {"class_path": "lightning_bsqh.zoo.data.DigitsDataModule", "init_args": {"batch_size": 64}},
+}
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, make_trainer) -> Path:
+    """As ``lightning-bsqh fit`` leaves it."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    model = ImageClassifier(zero_out(SmallLeNet(), 0.5, 0.0))
+    trainer: L.Trainer = make_trainer()
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def test_shrinks_and_writes_a_sparse_file(run_folder: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "digits.safetensors"
+    main([str(run_folder), "--shrink", "--to", "safetensors", "--output", str(file)])
+    printed = capsys.readouterr().out
+    for word in ("parameters", "not zero", "multiply-adds", "milliseconds", "test_accuracy", "filters", str(file)):
+        assert word in printed
+    (accuracies,) = (line.split()[1:] for line in printed.splitlines() if line.startswith("test_accuracy"))
+    assert accuracies[0] == accuracies[1]
+    loaded = load_run(run_folder)
+    small = resized(ImageClassifier(SmallLeNet()), load_sparse(file)).eval()
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.allclose(loaded.model(x), small(x), atol=1e-5)
+    assert metrics_of_test(loaded, small).keys() == {"test_loss", "test_accuracy"}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_writes_for_other_runtimes(run_folder: Path, tmp_path: Path, capsys, kind: str) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / f"digits.{kind}"
+    main([str(run_folder), "--to", kind, "--output", str(file)])
+    assert f"{file}  {file.stat().st_size:,} bytes, any batch size" in capsys.readouterr().out
+
+
+def test_only_prints_without_an_output(run_folder: Path, capsys) -> None:
+    before = sorted(run_folder.rglob("*"))
+    main([str(run_folder)])
+    assert "38,282" in capsys.readouterr().out
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_bad_arguments_end_with_a_sentence(run_folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for arguments, words in [
+        ([str(tmp_path)], "no run folder"),
+        ([str(run_folder), "--to", "onnx"], "go together"),
+        ([str(run_folder), "--output", "x"], "go together"),
+        ([str(run_folder), "--to", "onnx", "--output", str(tmp_path / "mine")], "exists"),
+        ([str(run_folder), "--checkpoint", str(tmp_path / "none.ckpt")], "no checkpoint"),
+        ([str(run_folder), "--checkpoint", str(tmp_path / "mine")], "cannot be read as a checkpoint"),
+    ]:
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 1
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "mine"
+    with pytest.raises(SystemExit) as error:
+        main([str(run_folder), "--to", "pickle"])
+    assert error.value.code == 2
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": Evil()}}, run_folder / "checkpoints" / "best.ckpt")
+    with pytest.raises(ValueError, match="without executing"):
+        load_run(run_folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {"network": 3}}, "names no class"),
+        ({"model": {"class_path": "lightning_bsqh.zoo.Nothing"}}, "cannot be made again"),
+        ({"model": {"class_path": "os.system", "init_args": {"command": "touch executed"}}}, "cannot be made again"),
+        ({"data": {"class_path": "os.system"}}, "cannot be made again"),
+    ],
+)
+def test_configurations_that_name_no_module(run_folder: Path, change, words: str) -> None:
+    (run_folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **change}), encoding="utf-8")
+    with pytest.raises(ValueError, match=words):
+        load_run(run_folder)
+
+
+def test_configuration_that_is_none(run_folder: Path) -> None:
+    for content in ("[", "- 1", "", "!!python/object/apply:os.system [true]"):
+        (run_folder / "config.yaml").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            load_run(run_folder)
+
+
+def test_checkpoint_of_another_network(run_folder: Path) -> None:
+    other = {
+        **CONFIG,
+        "model": {**CONFIG["model"], "init_args": {"network": {"class_path": "lightning_bsqh.zoo.LeNet5"}}},
+    }
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
+    with pytest.raises(ValueError, match="do not fit the model"):
+        load_run(run_folder)
+
+
+class Direct(ImageClassifier):
+    """Its test goes around its forward."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.network(batch[0]).sum())
+
+
+def test_a_test_that_goes_around_the_forward_says_nothing_of_the_smaller_network(run_folder: Path) -> None:
+    config = {**CONFIG, "model": {**CONFIG["model"], "class_path": "tests.export.test_command.Direct"}}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    loaded = load_run(run_folder)
+    assert metrics_of_test(loaded, SmallLeNet()) == {}
+    assert "forward" not in vars(loaded.model)
+
+
+def test_without_data_the_module_may_bring_an_example(run_folder: Path) -> None:
+    config = {name: value for name, value in CONFIG.items() if name != "data"}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    loaded = load_run(run_folder)
+    with pytest.raises(ValueError, match="example_input_array"):
+        example_inputs(loaded, 1)
+    loaded.model.example_input_array = torch.zeros(4, 1, 8, 8)
+    assert example_inputs(loaded, 2)[0].shape == (2, 1, 8, 8)
+    assert metrics_of_test(loaded, None) == {}

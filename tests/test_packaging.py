@@ -1,0 +1,35 @@
+"""The files around the package say what the package says."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lightning_bsqh
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_citation_has_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == lightning_bsqh.__version__
+
+
+def test_the_wheel_has_command_templates_and_recipes(tmp_path) -> None:
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "lightning-bsqh = lightning_bsqh_cli:main" in archive.read(entry).decode()
+    recipes = {f"lightning_bsqh/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    parts = ("page.html", "tables.html", "page.js", "style.css")
+    templates = {f"lightning_bsqh/report/templates/{part}" for part in parts}
+    assert {"lightning_bsqh_cli.py", "lightning_bsqh/py.typed"} | recipes | templates <= names
+    assert len(recipes) > 10
