@@ -137,10 +137,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._names: list[list[str]] = []
         self._regularized: set[str] = set()
         self._layers = find_layers(params, regularize, layers)
-<<<<<<< HEAD
         _refuse_half_precision(self._layers)
-=======
->>>>>>> users
         nothing = acts_on_nothing(self._layers)
         if nothing is not None:
             warnings.warn(nothing, stacklevel=2)
