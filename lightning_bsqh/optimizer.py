@@ -133,8 +133,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._evaluated = False
         # τ of the last accepted step, for the stopping test.
         self._accepted_tau = math.inf
-        # Full names of the parameters, group by group.
+        # Full names of the parameters, group by group, and the parameters that they are of.
         self._names: list[list[str]] = []
+        self._named: list[list[Tensor]] = []
         self._regularized: set[str] = set()
         self._layers = find_layers(params, regularize, layers)
         _refuse_half_precision(self._layers)
@@ -215,7 +216,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """All parameters that are trained, by their full names, such as ``"conv1.weight"``."""
         return {
             name: parameter
-            for group, names in zip(self.param_groups, self._names, strict=True)
+            for group, names in self._named_groups()
             for name, parameter in zip(names, group["params"], strict=True)
         }
 
@@ -233,7 +234,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def regularized_weights(self) -> dict[str, list[Tensor]]:
         """The tensors that R acts on, by layer; layers without any are left out."""
         layers: dict[str, list[Tensor]] = {}
-        for group, names in zip(self.param_groups, self._names, strict=True):
+        for group, names in self._named_groups():
             named = zip(group["params"], names, strict=True)
             weights = [p for p, name in named if name in self._regularized and p.requires_grad]
             if weights:
@@ -301,7 +302,18 @@ class BSQHOptimizer(torch.optim.Optimizer):
             # Callbacks that report by group need every name once.
             param_group["name"] += "'"
         super().add_param_group(param_group)
-        self._names.append(self._names_of(self.param_groups[-1]))
+        self._named_groups()
+
+    def _named_groups(self) -> list[tuple[dict[str, Any], list[str]]]:
+        """The groups as they are now; Lightning's callbacks for fine-tuning replace all of them at once."""
+        now = [group["params"] for group in self.param_groups]
+        if len(now) != len(self._named) or any(
+            len(a) != len(b) or any(p is not q for p, q in zip(a, b, strict=True))
+            for a, b in zip(now, self._named, strict=True)
+        ):
+            self._names = [self._names_of(group) for group in self.param_groups]
+            self._named = [list(params) for params in now]
+        return list(zip(self.param_groups, self._names, strict=True))
 
     def _without_known(self, group: dict[str, Any]) -> dict[str, Any]:
         given = group["params"]

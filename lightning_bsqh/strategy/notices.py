@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -22,11 +22,11 @@ class Gradients:
     """Notices hooks that change the gradients between the adjoint sweep and the step.
 
     Args:
-        parameters: Gives what is trained.
+        optimizer: Whose parameters are looked at.
     """
 
-    def __init__(self, parameters: Callable[[], list[Tensor]]) -> None:
-        self._parameters = parameters
+    def __init__(self, optimizer: BSQHOptimizer) -> None:
+        self._optimizer = optimizer
         self._before: list[tuple[int, int]] | None = None
         self._was_said = False
 
@@ -49,7 +49,7 @@ class Gradients:
         self._before = None
 
     def _state(self) -> list[tuple[int, int]]:
-        gradients = [p.grad for p in self._parameters()]
+        gradients = [p.grad for p in parameters_of(self._optimizer)]
         return [(id(g), versions(g)[0]) if g is not None else (0, 0) for g in gradients]
 
 
@@ -93,11 +93,11 @@ class Unused:
     """Notices parameters that the loss never depends on.
 
     Args:
-        parameters: Gives what is trained, by name.
+        optimizer: Whose parameters are looked at.
     """
 
-    def __init__(self, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
-        self._parameters = parameters
+    def __init__(self, optimizer: BSQHOptimizer) -> None:
+        self._optimizer = optimizer
         self._waiting: dict[str, Tensor] | None = None
         self._steps = 0
         self._was_said = False
@@ -107,7 +107,7 @@ class Unused:
         if self._was_said:
             return
         if self._waiting is None:
-            self._waiting = dict(self._parameters())
+            self._waiting = {n: p for layer in self._optimizer.layers for n, p in layer.trained.items()}
         self._steps += 1
         self._waiting = {name: p for name, p in self._waiting.items() if p.requires_grad and p.grad is None}
 
@@ -135,9 +135,9 @@ class Notices:
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
         watched = _changes_gradients(module, callbacks_of(trainer))
-        self._gradients = Gradients(lambda: parameters_of(optimizer)) if watched else None
+        self._gradients = Gradients(optimizer) if watched else None
         self._rates = Rates(optimizer)
-        self._unused = Unused(lambda: {n: p for layer in optimizer.layers for n, p in layer.trained.items()})
+        self._unused = Unused(optimizer)
 
     def before_step(self) -> None:
         """Called when the optimizer is about to step."""
