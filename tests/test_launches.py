@@ -1,0 +1,36 @@
+"""How many operators a step asks a device for; the counts are exact, so they can be held."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lightning_bsqh.regularizers import selection
+
+
+@pytest.fixture(scope="module")
+def launches() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "launches.py"
+    spec = importlib.util.spec_from_file_location("launches", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["launches"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_resnet18_stays_near_adam(launches: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 1.15 times Adam's calls after the ramp, 1.4 times while the constraint tightens; one wait per trial."""
+    # As on an accelerator: on the CPU a selection looks at numbers, which costs nothing there.
+    monkeypatch.setattr(selection, "_on_host", lambda scores: False)
+    adam = launches.count("resnet18", "adam").typical(False)
+    counter = launches.count("resnet18", "bsqh")
+    after, tightening = counter.typical(False), counter.typical(True)
+    assert after.calls <= 1.15 * adam.calls
+    assert tightening.calls <= 1.4 * adam.calls
+    assert after.waits == 0
