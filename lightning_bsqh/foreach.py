@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,13 +46,14 @@ def joined(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 def by_kind(tensors: Sequence[Tensor], values: Values) -> Iterator[tuple[list[Tensor], list[Any]]]:
     """Divides tensors and their values into lists in which all values are tensors, or all the same number.
 
-    On the CPU also into pieces that fit its cache, where further passes over them cost little.
+    Where they are not joined also into pieces that fit a CPU's cache, where further passes over them cost little.
     """
+    most = math.inf if joins(tensors) else _PIECE
     kinds: dict[float | None, tuple[list[Tensor], list[Any]]] = {}
     for t, value in zip(tensors, values, strict=True):
         kind = None if isinstance(value, Tensor) else value
         own, its = kinds.setdefault(kind, ([], []))
-        if own and t.device.type == "cpu" and sum(other.numel() for other in own) + t.numel() > _PIECE:
+        if own and sum(other.numel() for other in own) + t.numel() > most:
             yield kinds.pop(kind)
             own, its = kinds.setdefault(kind, ([], []))
         own.append(t)

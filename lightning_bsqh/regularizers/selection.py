@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lightning_bsqh.foreach import plus
+from lightning_bsqh.foreach import plus, scalars
 
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:
@@ -59,7 +59,7 @@ def keep_largest_overall(scores: Tensor, count: int, sizes: Sequence[int], minim
         return keep_largest(scores, count)
     if _on_host(scores):
         keep = keep_largest(scores, count)
-        if all(_has(part, few) for part, few in zip(keep.split(list(sizes)), least, strict=True)):
+        if _have(keep.split(list(sizes)), least):
             return keep
     # The best of each tensor, and of all others those that are best overall.
     own = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, _best_of_each(scores, sizes, least), True)
@@ -147,9 +147,11 @@ def keep_best_within(
     return torch.zeros_like(own).scatter_(0, order, fits).logical_or_(own)
 
 
-def _has(keep: Tensor, count: int) -> bool:
-    """Whether so many entries are set, by a look at the first ones if that will do."""
-    return int(torch.count_nonzero(keep[:4096])) >= count or int(torch.count_nonzero(keep)) >= count
+def _have(keep: Sequence[Tensor], counts: Sequence[int]) -> bool:
+    """Whether so many entries of each are set, by a look at the first ones where that will do."""
+    found = scalars([torch.count_nonzero(part[:4096]) for part in keep]).tolist()
+    pairs = zip(keep, counts, found, strict=True)
+    return all(first >= count or int(torch.count_nonzero(part)) >= count for part, count, first in pairs)
 
 
 def _best_of_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:

@@ -90,7 +90,7 @@ def test_cardinality_in_a_box_is_the_best_support(
         u = torch.zeros(n, dtype=torch.float64)
         u[list(support)] = z[list(support)].clamp(low, high)
         best = max(best, -float((d * (u - z) ** 2).sum()))
-    box = Box(low, high, Cardinality(sparsity, ramp=(0.0, 0.0)))
+    box = Box(low, high, Cardinality(sparsity, ramp=(0.0, 0.0), minimum=0))
     parts = [z[:3].clone(), z[3:].clone()]
     box.prox_(parts, [d[:3], d[3:]], 0.7)
     assert box.admits(parts)
