@@ -115,7 +115,7 @@ def test_per_layer_and_global_differ() -> None:
     u = [w.clone() for w in weights]
     layers.at(0, 10).prox_(u, [1.0, 1.0], 1.0)
     assert [w.tolist() for w in u] == [[0.0, 0.0, 3.0, 4.0], [0.0, 20.0]]
-    with pytest.raises(ValueError, match="scope must be 'global' or 'layer', got 'tensor'"):
+    with pytest.raises(ValueError, match="scope must be 'global' or 'layer' or 'row' or 'erdos_renyi', got 'tensor'"):
         Cardinality(scope="tensor")
 
 
