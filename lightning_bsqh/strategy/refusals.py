@@ -1,4 +1,4 @@
-"""What cannot be trained by bSQH, refused with one sentence before anything is set up."""
+"""What cannot be trained by bSQH, refused with one sentence before anything is set up, or put aside with one."""
 
 from __future__ import annotations
 
@@ -80,3 +80,16 @@ def refuse_callbacks(trainer: pl.Trainer) -> None:
             "lr_find (LearningRateFinder) has no learning rate to find under BSQHStrategy: ε takes its place and adapts"
             " itself. What it suggests is used for nothing; remove it."
         )
+
+
+def put_clipping_aside(trainer: pl.Trainer) -> int | float | None:
+    """Takes ``gradient_clip_val`` from a Trainer, with a warning, and gives it, to be put back after the training."""
+    clipping = trainer.gradient_clip_val
+    if not clipping:
+        return None
+    rank_zero_warn(
+        f"gradient_clip_val={clipping} is ignored by BSQHStrategy: ε bounds the step, and a clipped gradient is not that"
+        " of the loss. Remove it from the Trainer."
+    )
+    trainer.gradient_clip_val = None
+    return clipping

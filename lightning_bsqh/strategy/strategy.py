@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -32,7 +32,7 @@ from lightning_bsqh.strategy.length import TrainingLength
 from lightning_bsqh.strategy.notices import Notices, say_how_it_ended
 from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
-from lightning_bsqh.strategy.refusals import refuse_callbacks, refuse_module
+from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
 from lightning_bsqh.sweeps.base import check_loss
 from lightning_bsqh.trainer_access import callbacks_of, trainer_of
@@ -105,11 +105,7 @@ class BSQHStrategy(OneDeviceStrategy):
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
-        super().__init__(
-            accelerator=accelerator,
-            checkpoint_io=checkpoint_io,
-            precision_plugin=precision_plugin,
-        )
+        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         self._options = BSQHOptions(
             regularizer=regularizer,
             augmentation=augmentation,
@@ -151,16 +147,7 @@ class BSQHStrategy(OneDeviceStrategy):
         if not self._has_own_configure_optimizers:
             # The Trainer refuses a module without one before the strategy is set up; taken back in teardown.
             model.configure_optimizers = _no_optimizer  # type: ignore[method-assign]
-        self._put_clipping_aside(trainer)
-
-    def _put_clipping_aside(self, trainer: pl.Trainer) -> None:
-        if not trainer.gradient_clip_val:
-            return
-        rank_zero_warn(
-            f"gradient_clip_val={trainer.gradient_clip_val} is ignored by BSQHStrategy: ε bounds the step, and a"
-            " clipped gradient is not that of the loss. Remove it from the Trainer."
-        )
-        self._clipping, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        self._clipping = put_clipping_aside(trainer)
 
     @override
     def setup_environment(self) -> None:
