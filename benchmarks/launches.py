@@ -98,7 +98,9 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         self.calls += 1
-        self.waits += name in WAITS
+        # States of generators are compared on the host: they are bytes.
+        on_host = name == "equal" and args[0].dtype == torch.uint8
+        self.waits += name in WAITS and not on_host
         self.by_name[name] = self.by_name.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
 

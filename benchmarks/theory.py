@@ -240,8 +240,7 @@ def train(
         metric="euclidean",
         eta=ETA,
         max_trials=100,
-        batch_mode="full" if in_trainer else "mini",
-        kappa=0.0,
+        **({"batch_mode": "full", "kappa": 0.0} if in_trainer else {}),
     )
     run = Run(name, full)
     segments: list[Segment] = []

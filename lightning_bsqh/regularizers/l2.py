@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh._validation import number
+from lightning_bsqh._validation import number, shown
 from lightning_bsqh.foreach import added, by_kind, joined, multiply_, multiply_each_, scalars, shares, squares, times
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ConvexInBox
@@ -33,7 +33,7 @@ class L2(ConvexInBox):
     def __init__(self, rho: float = 1e-5, in_metric: bool = False) -> None:
         self.rho = number("rho", rho, low=0.0)
         if not isinstance(in_metric, bool):
-            raise TypeError(f"in_metric must be True or False, got {in_metric!r}.")
+            raise TypeError(f"in_metric must be True or False, got {shown(in_metric)}.")
         self.in_metric = in_metric
         self._metric: tuple[MetricWeight, ...] | None = None
 

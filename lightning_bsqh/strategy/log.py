@@ -114,7 +114,7 @@ def _quiet_kind(kind: type) -> type:
         body: dict[str, Any] = {n: _unless_silent(getattr(kind, n)) for n in names if callable(getattr(kind, n))}
         body["experiment"] = _experiment_of(kind)
         body.update(__module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__)
-        _quiet_kinds[kind] = type(kind)(kind.__name__, (kind,), body)
+        _quiet_kinds[kind] = type(kind)(f"_Quiet{kind.__name__}", (kind,), body)
     return _quiet_kinds[kind]
 
 

@@ -413,7 +413,8 @@ def test_the_target_is_reached_to_the_weight(make_trainer: Any, make_loader: Any
     trainer = make_trainer(BSQHStrategy(Cardinality(sparsity=sparsity)), max_steps=steps)
     trainer.fit(module, make_loader())
     zeros = sum(int((layer.weight == 0).sum()) for layer in (module.net[0], module.net[4]))
-    assert zeros == round(sparsity * 40)
+    # Each of the two tensors keeps one weight in any case.
+    assert zeros == min(round(sparsity * 40), 38)
     assert trainer.global_step == steps
 
 

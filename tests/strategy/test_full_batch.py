@@ -590,10 +590,10 @@ def test_from_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli = LightningCLI(SmallModule, run=False, save_config_callback=None, args=["--config", str(config)])
     strategy = cli.trainer.strategy
     assert isinstance(strategy, BSQHStrategy)
-    assert strategy._options["batch_mode"] == "full"
-    assert strategy._options["kappa"] == 1e-6
-    assert strategy._options["max_iterations"] == 3
-    assert strategy._options["count_samples"] is len
+    assert strategy._options.batch_mode == "full"
+    assert strategy._options.kappa == 1e-6
+    assert strategy._options.max_iterations == 3
+    assert strategy._options.count_samples is len
 
 
 # ---------------------------------------------------------------------- bad input

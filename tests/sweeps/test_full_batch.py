@@ -418,10 +418,11 @@ def test_converges_below_kappa() -> None:
     assert optimizer.converged
     assert taus[-1] < 1e-5
     assert min(taus[:-1]) >= 1e-5
-    again = make(smooth_network(), kappa=1e-5)
+    rule = Backtracking(epsilon=10.0, schedule=False)
+    again = make(smooth_network(), kappa=1e-5, augmentation=rule)
     again.load_state_dict(optimizer.state_dict())
     assert again.converged
-    stricter = make(smooth_network(), kappa=1e-6)
+    stricter = make(smooth_network(), kappa=1e-6, augmentation=rule)
     stricter.load_state_dict(optimizer.state_dict())
     assert not stricter.converged
 
