@@ -113,8 +113,9 @@ def _quiet_kind(kind: type) -> type:
         names = {n for base in kind.__mro__ for n in vars(base) if n.startswith("log_") or n in _WRITES}
         body: dict[str, Any] = {n: _unless_silent(getattr(kind, n)) for n in names if callable(getattr(kind, n))}
         body["experiment"] = _experiment_of(kind)
-        body.update(__module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__)
-        _quiet_kinds[kind] = type(kind)(f"_Quiet{kind.__name__}", (kind,), body)
+        # By its path, unlike its name, it is private: parsers that look a logger up among all subclasses pass it over.
+        body.update(__module__=kind.__module__, __qualname__=f"_Quiet{kind.__qualname__}", __doc__=kind.__doc__)
+        _quiet_kinds[kind] = type(kind)(kind.__name__, (kind,), body)
     return _quiet_kinds[kind]
 
 

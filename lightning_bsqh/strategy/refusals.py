@@ -88,8 +88,8 @@ def put_clipping_aside(trainer: pl.Trainer) -> int | float | None:
     if not clipping:
         return None
     rank_zero_warn(
-        f"gradient_clip_val={clipping} is ignored by BSQHStrategy: ε bounds the step, and a clipped gradient is not that"
-        " of the loss. Remove it from the Trainer."
+        f"gradient_clip_val={clipping} is ignored by BSQHStrategy: ε bounds the step, and a clipped gradient is not"
+        " that of the loss. Remove it from the Trainer."
     )
     trainer.gradient_clip_val = None
     return clipping

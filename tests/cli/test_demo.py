@@ -84,7 +84,7 @@ def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it would last beyond this test
     main(["demo", "--seed", "2", "--output", str(tmp_path), "--epochs", "1"])
     printed = capsys.readouterr().out
-    for words in ("train_loss", "bsqh/epsilon", "sparsity/total"):  # the bar
+    for words in ("train_loss", "ε:", "zeros:", "trials:"):  # the bar
         assert words in printed
     for words in ("seed 2", "test accuracy", "zeros in conv1", "accepted trials", "rejected trials", "final ε"):
         assert words in printed
