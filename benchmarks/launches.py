@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsqh import L0, L1, L2, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
-#: Operators that hand a number to the host, or whose result has a size that depends on the data. torch.equal is not among
-#: them: states of generators are compared on the host, and buffers only where they lie there.
+#: Operators that hand a number to the host, or whose result has a size that depends on the data. torch.equal is not
+#: among them: states of generators are compared on the host, and buffers only where they lie there.
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item")
 STEPS = 24
 
