@@ -14,8 +14,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-# Registers the strategy, so that the string "bsqh" works in YAML and on the command line.
-import lightning_bsqh  # noqa: F401
 from lightning_bsqh.callbacks._weights import count_zero_groups, layer_weights, sparsity_values
 from lightning_bsqh.cli.errors import SHOW_TRACEBACKS, in_short, sentence_for
 from lightning_bsqh.cli.log_config import LogConfigCallback

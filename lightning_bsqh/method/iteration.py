@@ -57,8 +57,10 @@ class Iteration:
         self._regularizer = regularizer
         self._regularized = regularized
         self._start = self._base = [pack.values() for pack in self.packs]
+        #: −G of every pack, shape ``[n]``.
+        self.slopes = [pack.gradients(gradients) for pack in self.packs]
         if regularizer.depends_on_metric:
-            metrics = self._of_parameters(self.linearisation()[1])
+            metrics = self._of_parameters(self._metrics())
             regularizer = self._regularizer = regularizer.held_in([metrics[i] for i in regularized])
         self._safeguard = Safeguard(parameters, regularizer, regularized)
         self._on_vector = None if apart or len(self.packs) != 1 or not regularized else self._joined_regularizer()
@@ -100,10 +102,10 @@ class Iteration:
 
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
-        gradients, metric = self.linearisation()
-        directions = [g / d for g, d in zip(gradients, metric, strict=True)]
+        metric = self._metrics()
+        directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
         if not self._of_gradient:
-            self._look_at(gradients, directions)
+            self._look_at(directions)
         points = [torch.add(w, s, alpha=-0.5 / epsilon) for w, s in zip(self._base, directions, strict=True)]
         del directions
         weights = self._weights(points)
@@ -111,34 +113,34 @@ class Iteration:
         self._enough = self._acting.leaves_enough(weights)
         self.put_(points)
         if not self._checks:
-            return self._measure(points, gradients, metric)
-        proposed = self._measure(points, gradients, metric).tau
-        return replace(self._safeguarded_(gradients, metric, epsilon), proposed=proposed)
+            return self._measure(points, metric)
+        proposed = self._measure(points, metric).tau
+        return replace(self._safeguarded_(metric, epsilon), proposed=proposed)
 
-    def _look_at(self, gradients: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
-        lengths = [torch.dot(g, s) for g, s in zip(gradients, directions, strict=True)]
-        peaks = [torch.linalg.vector_norm(g, math.inf) for g in gradients if g.numel()]
+    def _look_at(self, directions: Sequence[Tensor]) -> None:
+        lengths = [torch.dot(g, s) for g, s in zip(self.slopes, directions, strict=True)]
+        peaks = [torch.linalg.vector_norm(g, math.inf) for g in self.slopes if g.numel()]
         self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
         for i in self._unreached:
             gradient = self.gradients[i]
             self._of_gradient[f"reached/{i}"] = 0.0 if gradient is None else gradient.any()
 
-    def _safeguarded_(self, gradients: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
+    def _safeguarded_(self, metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
         excess = self._safeguard.apply_(
             self._checks, self._of_parameters(self._base), self.gradients, self._of_parameters(metric), epsilon
         )
-        candidate = self._measure(self.values(), gradients, metric, excess)
+        candidate = self._measure(self.values(), metric, excess)
         if self._regularizer.couples_tensors and not self.tightened and not candidate.gain(epsilon) >= 0.0:
             # What one layer gives up for another is worth it in the linearisation, but not in the true K.
             self.restore_()
-            candidate = self._measure(self._base, gradients, metric)
+            candidate = self._measure(self._base, metric)
         return candidate
 
     # ------------------------------------------------------------------ gauss-seidel
 
     def begin_layers(self) -> None:
         """Prepares :meth:`maximise_layer_`, with the jacobi proposal of :meth:`maximise_` in the parameters."""
-        self._layer_metric = self._of_parameters(self.linearisation()[1])
+        self._layer_metric = self._of_parameters(self._metrics())
         self._layer_base = self._of_parameters(self._base)
         parts = self._regularizer.separate([self.parameters[i].detach() for i in self._regularized])
         self._layer_regularizers = dict(zip(self._regularized, parts, strict=True))
@@ -176,25 +178,17 @@ class Iteration:
 
     def measure_layers(self) -> Candidate:
         """Compares what the parameters hold with the base point after all layers have been gone through."""
-        gradients, metric = self.linearisation()
-        return self._measure(self.values(), gradients, metric, self._excess)
+        return self._measure(self.values(), self._metrics(), self._excess)
 
     # ------------------------------------------------------------------ comparing and going back
 
     def measure(self) -> Candidate:
         """Compares what the parameters hold with the base point."""
-        gradients, metric = self.linearisation()
-        return self._measure(self.values(), gradients, metric)
+        return self._measure(self.values(), self._metrics())
 
-    def _measure(
-        self,
-        points: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        metric: Sequence[MetricWeight],
-        excess: float = 0.0,
-    ) -> Candidate:
+    def _measure(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], excess: float = 0.0) -> Candidate:
         slopes, taus = [], []
-        for u, w, g, d in zip(points, self._base, gradients, metric, strict=True):
+        for u, w, g, d in zip(points, self._base, self.slopes, metric, strict=True):
             step = u - w
             slopes.append(torch.dot(g, step))
             taus.append(squared_length(step, d))
@@ -209,7 +203,7 @@ class Iteration:
             epsilon: The ε of K.
         """
         base = self._of_parameters(self._base)
-        metric = self._of_parameters(self.linearisation()[1])
+        metric = self._of_parameters(self._metrics())
         return {name: self._terms(positions, base, metric, epsilon) for name, positions in layers.items()}
 
     def _terms(
@@ -238,7 +232,7 @@ class Iteration:
 
     def project_(self) -> None:
         """Moves the base point, and the parameters with it, to the nearest admissible point in the metric."""
-        _, metric = self.linearisation()
+        metric = self._metrics()
         self._base = [w.clone() for w in self._start]
         self._acting.project_(self._weights(self._base), self._weights(metric))
         self.restore_()
@@ -246,10 +240,9 @@ class Iteration:
 
     # ------------------------------------------------------------------ vectors
 
-    def linearisation(self) -> tuple[list[Tensor], list[MetricWeight]]:
-        """−G and D of every pack."""
-        gradients = [pack.gradients(self.gradients) for pack in self.packs]
-        return gradients, [self._metric(pack, g) for pack, g in zip(self.packs, gradients, strict=True)]
+    def _metrics(self) -> list[MetricWeight]:
+        """D of every pack, made anew so that it takes no memory during the sweeps."""
+        return [self._metric(pack, g) for pack, g in zip(self.packs, self.slopes, strict=True)]
 
     def values(self) -> list[Tensor]:
         """A copy of what the parameters hold, to be put back by :meth:`put_`."""

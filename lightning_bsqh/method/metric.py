@@ -35,7 +35,7 @@ class Metric(ABC):
         return torch.finfo(dtype).max
 
     @abstractmethod
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> Any:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> Any:
         """D with this iteration's gradient taken in.
 
         Args:
@@ -60,8 +60,9 @@ class Metric(ABC):
             reached: Whether each parameter's gradient has an element that is not zero.
         """
 
-    def repack(self) -> None:  # noqa: B027
+    def repack(self) -> None:
         """The packs are about to be made anew: what is kept for the present ones can go."""
+        return
 
     @abstractmethod
     def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> MetricWeight:
@@ -81,7 +82,7 @@ class Euclidean(Metric):
     default_floor = 0.0
 
     @override
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> float:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> float:
         return 1.0
 
     @override
@@ -118,7 +119,7 @@ class RMS(Metric):
         self._means: dict[Pack, Tensor] = {}
 
     @override
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]], low: Collection[int]) -> Tensor:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> Tensor:
         mean = self._with(pack, gradient, states)
         updates = [int(state.get("updates", 0)) for state in states]
         usual = max(updates)
@@ -171,17 +172,17 @@ class RMS(Metric):
     def _correction(self, updates: int) -> float:
         return float(1.0 - self.decay**updates)
 
-    def _with(self, pack: Pack, gradient: Tensor, states: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _with(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]]) -> Tensor:
         return self._mean(pack, states).mul(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
 
-    def _mean(self, pack: Pack, states: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _mean(self, pack: Pack, states: Sequence[dict[str, Any]]) -> Tensor:
         """The running means of a pack in one vector, of which the states hold views."""
         known = self._means.get(pack)
         if known is None or not _are_views(states, known):
             known = torch.zeros_like(pack.values())
             for piece, state in zip(pack.pieces(known), states, strict=True):
                 if "mean_square" in state:
-                    state["mean_square"] = piece.copy_(state["mean_square"])  # type: ignore[index]
+                    state["mean_square"] = piece.copy_(state["mean_square"])
             self._means[pack] = known
         return known
 

@@ -133,7 +133,7 @@ class Stepper:
                 raise loss from None
             raise
         self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
-        for pack, gradient in zip(self._packs, iteration.linearisation()[0], strict=True):
+        for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
             reached = [found.reached.get(i, True) for i in pack.positions]
             self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
         return found, layers

@@ -193,7 +193,7 @@ def equal(first: Tensor, second: Tensor) -> bool:
     alike = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
     try:
         return alike and torch.equal(first, second)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return False
 
 
@@ -204,7 +204,7 @@ def _pointers(tensors: Iterable[Tensor]) -> list[int]:
 def _pointer(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except (RuntimeError, ValueError, NotImplementedError):
+    except (RuntimeError, ValueError):
         # Sparse, not yet made, or inside a torch.func transform.
         return 0
 

@@ -66,8 +66,9 @@ class Sweeps(ABC):
             The loss L_B(û), a scalar, possibly not finite.
         """
 
-    def undo(self) -> None:  # noqa: B027
+    def undo(self) -> None:
         """Takes back what the forward sweep has changed beside the parameters, for a batch that is skipped."""
+        return
 
     def resolution(self, loss: Tensor) -> float:
         """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
