@@ -217,7 +217,8 @@ class BSQHStrategy(OneDeviceStrategy):
                 lambda: step(*args, **kwargs),
             )
         self._sweeps.begin((*args, *kwargs.values()))
-        output = super().training_step(*args, **kwargs)
+        with self._sweeps.pooling():
+            output = super().training_step(*args, **kwargs)
         loss = loss_of(output)
         self._sweeps.end((*args, *kwargs.values()), has_loss=loss is not None)
         if loss is not None:
