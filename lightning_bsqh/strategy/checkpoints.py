@@ -80,7 +80,7 @@ class Resumption:
     def __init__(self) -> None:
         self._random: RandomState | None = None
         self._trained: list[str] = []
-        self._within_batch = False
+        self._within_batch = self._was_within_batch = False
 
     def take(self, checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Keeps what :func:`extra_state` has added, and gives the states of the optimizers without it.
@@ -94,7 +94,7 @@ class Resumption:
         first.pop("format", None)
         random = first.pop("random", None)
         self._trained = first.pop("trained", [])
-        self._within_batch = first.pop("within_batch", False)
+        self._within_batch = self._was_within_batch = first.pop("within_batch", False)
         self._random = None if random is None else random_state(random)
         return states
 
@@ -110,6 +110,14 @@ class Resumption:
             names = unfreeze_again(module, trained, parameters_of(optimizer))
             if names:
                 rank_zero_info(f"Trained again, as when the checkpoint was written: {', '.join(names)}.")
+
+    def has_done_batch(self, iterations: int, global_step: int) -> bool:
+        """Whether the step of the batch that a resumed run begins with is in the checkpoint already; asked once.
+
+        So if the run ended between the step and the moment in which the Trainer counts it.
+        """
+        within, self._was_within_batch = self._was_within_batch, False
+        return within and iterations == global_step + 1
 
     def before_batch(self, batch_idx: int) -> None:
         """Called before the forward sweep of a batch."""

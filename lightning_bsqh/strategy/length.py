@@ -52,8 +52,9 @@ class TrainingLength:
         if not 0 < steps < float("inf"):
             return False
         optimizer = self._optimizer
-        # Of a training that goes on, a new optimizer sees only what is left.
-        done = self._trainer.global_step // batches - optimizer.iterations
+        # Of a training that goes on, a new optimizer sees only what is left; one that comes with a checkpoint may be
+        # a step ahead of what the Trainer has counted.
+        done = max(self._trainer.global_step // batches - optimizer.iterations, 0)
         length = max(int(steps) // batches - done, 1)
         before = optimizer.total_steps
         if length != before:

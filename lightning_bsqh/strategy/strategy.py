@@ -239,6 +239,11 @@ class BSQHStrategy(OneDeviceStrategy):
         self._notices.before_step()
         done, stale = self._optimizer.iterations, self._sweeps.starts()
         try:
+            if self._optimizer.full_batch is None and self._resumption.has_done_batch(done, self._trainer.global_step):
+                # The Trainer wants its closure to be run, and what it changes is undone.
+                closure()
+                self._sweeps.take_back(stale)
+                return None
             loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
             if self._sweeps.closure_was_withheld:
                 raise MisconfigurationException(

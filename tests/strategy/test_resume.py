@@ -356,23 +356,32 @@ def test_resuming_after_rejections_only(make_trainer: Any, make_loader: Any, tmp
 
 
 class BrokenOff(Measured):
-    """Ctrl-C in the middle of a batch, after its forward and, if asked, in a trial."""
+    """Ctrl-C in the middle of a batch."""
 
     at_step: int | None = None
-    in_trial = False
+    where = "forward sweep"
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
-        if self.trainer.global_step == self.at_step and torch.is_grad_enabled() != self.in_trial:
+        here = "forward sweep" if torch.is_grad_enabled() else "trial"
+        if self.trainer.global_step == self.at_step and self.where == here:
             raise KeyboardInterrupt
         return loss
 
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.trainer.global_step == self.at_step and self.where == "after the step":
+            raise KeyboardInterrupt
 
-@pytest.mark.parametrize("in_trial", [False, True], ids=["forward sweep", "trial"])
-@pytest.mark.parametrize("batch_mode", ["mini", "full"])
-def test_a_batch_that_was_broken_off_is_done_again(
-    make_trainer: Any, tmp_path: Path, batch_mode: str, in_trial: bool
+
+@pytest.mark.parametrize(
+    ("batch_mode", "where"),
+    [("mini", "forward sweep"), ("mini", "trial"), ("mini", "after the step"), ("full", "forward sweep")],
+)
+def test_a_batch_that_was_broken_off_is_done_once(
+    make_trainer: Any, tmp_path: Path, batch_mode: str, where: str
 ) -> None:
     """With an epoch of one batch there is no data loader whose place would be lost."""
     x, y = torch.randn(16, 4), torch.randn(16, 1)
@@ -391,7 +400,7 @@ def test_a_batch_that_was_broken_off_is_done_again(
 
     seed()
     module = BrokenOff()
-    module.at_step, module.in_trial = 4, in_trial
+    module.at_step, module.where = 4, where
     trainer = make(callbacks=[OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True)
     with pytest.raises(SystemExit):
         trainer.fit(module, loader())
