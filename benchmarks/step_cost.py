@@ -1,11 +1,13 @@
 """Seconds per step and peak memory of bSQH in both sweeps, SGD with momentum and Adam, in the same Trainer.
 
-    python benchmarks/step_cost.py [--steps 480] [--rounds 3] [--networks lenet5 resnet18]
+    python benchmarks/step_cost.py [--steps 480] [--rounds 3] [--networks lenet5 resnet18 …]
 
-LeNet-5 with batches of 128 and a ResNet-18 for 32x32 images with batches of 64, on made-up images that can be
-learnt; a round is a whole training in small, ramp of the sparsity included. The methods take turns, round by
-round, in one process, so that whatever else the machine does falls on all of them; a figure is the median over the
-rounds. Memory is the allocator's peak over a few steps, data set included, each method in a process of its own.
+LeNet-5 with batches of 128, a ResNet-18 for 32x32 images with batches of 64, two small language models from
+transformers' configurations, an LSTM and a narrow network of 152 tensors, on made-up data that can be learnt; a round
+is a whole training in small, ramp of the sparsity included. The methods take turns, round by round, in one process, so
+that whatever else the machine does falls on all of them; a figure is the median over the rounds. "one trial" is
+(2 forwards + backward) / (forward + backward), measured in the same process. Memory is the allocator's peak over a few
+steps, data set included, each method in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,64 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
+
+class Tokens(nn.Module):
+    """A language model of 256 tokens as a classifier of made-up sequences."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(input_ids=(x * 16).long() % 256).logits[:, -1, :10]
+
+
+def gpt2_tiny() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return Tokens(
+        GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=64, n_embd=128, n_layer=2, n_head=4, **dropout))
+    )
+
+
+def llama_tiny() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Tokens(LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=64, **sizes)))
+
+
+class RowsLSTM(nn.Module):
+    """An LSTM over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(28, 128, batch_first=True), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x[:, 0])[0][:, -1])
+
+
+def many_tensors() -> nn.Module:
+    """50 narrow layers with BatchNorm, 152 tensors."""
+    blocks = [
+        nn.Sequential(nn.Conv2d(8 if i else 3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        for i in range(50)
+    ]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
 METHODS = ("sgd", "adam", "bsqh", "gauss-seidel")
-NETWORKS = {"lenet5": (LeNet5, 128, (1, 28, 28), 1), "resnet18": (ResNet18, 64, (3, 32, 32), 40)}
+#: Constructor, size of a batch, shape of an input, and the share of the steps that is enough.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], int]] = {
+    "lenet5": (LeNet5, 128, (1, 28, 28), 1),
+    "resnet18": (ResNet18, 64, (3, 32, 32), 40),
+    "gpt2-tiny": (gpt2_tiny, 32, (64,), 4),
+    "llama-tiny": (llama_tiny, 32, (64,), 4),
+    "lstm": (RowsLSTM, 128, (1, 28, 28), 4),
+    "152 tensors": (many_tensors, 16, (3, 16, 16), 4),
+}
 STRATEGIES = {"bsqh": BSQHStrategy, "gauss-seidel": lambda: BSQHStrategy(sweep="gauss-seidel")}
 WARM_UP = 5
 
@@ -104,6 +163,23 @@ def train(network_name: str, method: str, steps: int) -> Clock:
     return clock
 
 
+def limit(network_name: str, repeats: int = 20) -> float:
+    """(2 forwards + backward) / (forward + backward): what one trial per step costs where all else is free."""
+    make, batch_size, shape, _ = NETWORKS[network_name]
+    network = make()
+    images, classes = next(iter(loader(shape, batch_size, 1)))
+    forwards, both = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with torch.no_grad():
+            functional.cross_entropy(network(images), classes)
+        middle = time.perf_counter()
+        functional.cross_entropy(network(images), classes).backward()
+        forwards.append(middle - start)
+        both.append(time.perf_counter() - middle)
+    return 1.0 + statistics.median(forwards) / statistics.median(both)
+
+
 def peak_memory(network_name: str, method: str) -> float:
     """MiB allocated at the peak of a few steps, in a fresh process."""
     command = [sys.executable, __file__, "--memory-of", network_name, method]
@@ -128,7 +204,9 @@ def print_memory(network_name: str, method: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=480, help="steps per round on LeNet-5; a 40th on the ResNet")
+    parser.add_argument(
+        "--steps", type=int, default=480, help="steps per round on LeNet-5; a 4th on others, a 40th on the ResNet"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
@@ -139,7 +217,7 @@ def main() -> None:
         print_memory(*arguments.memory_of)
         return
     table = Table(title=f"Cost of a step, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for column in ("network", "method", "s/step", "x SGD", "trials/step", "peak MiB", "x Adam's"):
+    for column in ("network", "method", "s/step", "x SGD", "one trial", "trials/step", "peak MiB", "x Adam's"):
         table.add_column(column, justify="left" if column in ("network", "method") else "right")
     for name in arguments.networks:
         steps = max(arguments.steps // NETWORKS[name][3], 3)
@@ -154,6 +232,7 @@ def main() -> None:
             )
             for m in METHODS
         }
+        bound = limit(name)
         memory = {m: peak_memory(name, m) for m in METHODS}
         for method in METHODS:
             trials = [t for clock in clocks[method] for t in clock.trials[WARM_UP:]]
@@ -162,6 +241,7 @@ def main() -> None:
                 method,
                 f"{seconds[method]:.4f}",
                 f"{ratios[method]:.2f}",
+                f"{bound:.2f}" if method == "bsqh" else "-",
                 f"{statistics.mean(trials):.2f}" if trials else "-",
                 f"{memory[method]:.0f}",
                 f"{memory[method] / memory['adam']:.2f}",
