@@ -288,6 +288,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
                 " is not known; pass total_steps (an integer), or a ramp of (0.0, 0.0)."
             )
 
+    def share(self, reduction: Reduction) -> None:
+        """From now on takes all decisions together with other processes, whose parameters are the same."""
+        self._stepper.share(reduction)
+
     # ------------------------------------------------------------------ torch.optim's interface
 
     @override

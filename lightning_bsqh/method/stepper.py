@@ -93,6 +93,12 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_packs": [], "_packed": None}
 
+    def share(self, reduction: Reduction) -> None:
+        """From now on takes all decisions together with other processes, on the samples of all of them."""
+        self._reduction = reduction
+        if self._gauss_seidel is not None:
+            self._gauss_seidel.reduction = reduction
+
     @torch.no_grad()
     def step(
         self,
@@ -217,20 +223,31 @@ class Stepper:
         if self.boundaries is None:
             return checks
         self._try_out(self.boundaries)
-        for layer, positions in self._located(self._checked, trained):
-            calls = len(self.boundaries.calls(layer))
+        located = self._located(self._checked, trained)
+        if not located:
+            return checks
+        counts = self._reduction.most([float(len(self.boundaries.calls(layer))) for layer, _ in located])
+        for (layer, positions), calls in zip(located, counts, strict=True):
             if calls > 1 or (calls == 1 and self._gauss_seidel is None):
-                checks.append(TrueHamiltonian(positions, partial(self.boundaries.alignment, layer)))
+                checks.append(TrueHamiltonian(positions, partial(self._alignment, self.boundaries, layer)))
         return checks
+
+    def _alignment(self, boundaries: Boundaries, layer: Layer) -> float:
+        return self._reduction.mean(boundaries.alignment(layer))
 
     def _try_out(self, boundaries: Boundaries) -> None:
         """Looks whether layers of no known kind are affine after all, on the inputs of two iterations."""
-        for layer in [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]:
-            calls = boundaries.calls(layer)
-            parameters = [p for p in layer.parameters.values() if p.requires_grad]
-            if not calls or not parameters:
+        open_to_doubt = [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]
+        if not open_to_doubt:
+            return
+        straight = [_looks_affine(layer, boundaries) for layer in open_to_doubt]
+        # Bent in one process is bent in all.
+        tried = self._reduction.most([float(s is not None) for s in straight])
+        bent = self._reduction.most([float(s is False) for s in straight])
+        for layer, is_tried, is_bent in zip(open_to_doubt, tried, bent, strict=True):
+            if not is_tried:
                 continue
-            if not all(call.again().is_affine_in(parameters) for call in calls):
+            if is_bent:
                 self._seen[layer.name] = _TRIED_OUT
                 continue
             self._seen[layer.name] = self._seen.get(layer.name, 0) + 1
@@ -261,6 +278,15 @@ class Stepper:
 
 def _needs_inputs(layer: Layer) -> bool:
     return not layer.is_affine
+
+
+def _looks_affine(layer: Layer, boundaries: Boundaries) -> bool | None:
+    """Whether a layer looks affine on its present inputs; None if it cannot be told."""
+    calls = boundaries.calls(layer)
+    parameters = [p for p in layer.parameters.values() if p.requires_grad]
+    if not calls or not parameters:
+        return None
+    return all(call.again().is_affine_in(parameters) for call in calls)
 
 
 def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:

@@ -90,6 +90,8 @@ class Resumption:
         check_format(first)
         first.pop("format", None)
         random = first.pop("random", None)
+        # Those of several processes: each has taken its own before.
+        first.pop("random_of_processes", None)
         self._trained = first.pop("trained", [])
         self._random = None if random is None else random_state(random)
         return states

@@ -140,6 +140,11 @@ class FullBatchSweeps(Sweeps, Generic[P]):
             self._at_start = CachedPass(self._weights(), outcomes, self._mean.gradients, is_final=True)
         return torch.tensor(self._mean.loss, dtype=torch.float64)
 
+    @property
+    def samples(self) -> int:
+        """Number of samples with a loss in this pass so far."""
+        return self._mean.samples
+
     def known_gradients(self) -> Sequence[Tensor | None] | None:
         """−G of the whole data where this pass uses it again; None if a graph is used, or nothing."""
         return None if self._known is None else self._known.gradients
