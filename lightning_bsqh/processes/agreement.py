@@ -24,6 +24,7 @@ class Place(IntEnum):
     READ = 2
     NUMBERS = 3
     TENSORS = 4
+    PART = 5
 
 
 class ProcessError(RuntimeError):

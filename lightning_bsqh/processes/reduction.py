@@ -28,26 +28,25 @@ class ProcessReduction(Reduction):
         self.agreement = agreement
         #: L_B(w) over the samples of all processes.
         self.loss = float("nan")
+        #: Whether a process had no loss in the last forward sweep, so that all leave that batch out.
+        self.is_left_out = False
         #: By what a process multiplies its loss, so that the mean over the processes is that over their samples.
         self.factor = 1.0
         self._share = 1.0 / agreement.size
 
-    def begin(self, loss: Tensor | None, samples: int) -> bool:
-        """Takes note of a forward sweep: one sum.
+    def begin(self, loss: Tensor | None, samples: int) -> None:
+        """Takes note of a forward sweep, one sum; if a process has no loss, they all leave this batch out.
 
         Args:
             loss: The mean loss of this process's own samples, a scalar; None if it has none to step by.
             samples: Their number, at least 1.
-
-        Returns:
-            Whether all processes have a loss. If one has none, they all leave this batch out.
         """
         weighted = 0.0 if loss is None else loss.detach().double() * samples
         missing, total, weighted_sum = self.agreement.sums(Place.FORWARD, [float(loss is None), samples, weighted])
         self._share = samples / total
         self.factor = samples * self.agreement.size / total
         self.loss = weighted_sum / total
-        return not missing
+        self.is_left_out = bool(missing)
 
     @override
     def read(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:

@@ -41,11 +41,11 @@ class SharedSweeps(Sweeps):
         if not adjoint.is_complete:
             return adjoint
         if isinstance(self._own, FullBatchSweeps):
-            if not self._reduction.begin(adjoint.loss, max(self._own.samples, 1)):
-                return dataclasses.replace(adjoint, loss=None)
-            self._join_gradients(boundaries)
-        if adjoint.loss is None:
-            return adjoint
+            self._reduction.begin(adjoint.loss, max(self._own.samples, 1))
+            if not self._reduction.is_left_out:
+                self._join_gradients(boundaries)
+        if adjoint.loss is None or self._reduction.is_left_out:
+            return dataclasses.replace(adjoint, loss=None)
         return dataclasses.replace(adjoint, loss=torch.tensor(self._reduction.loss, dtype=torch.float64))
 
     def _join_gradients(self, boundaries: Boundaries | None) -> None:

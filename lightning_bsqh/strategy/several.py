@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.processes.agreement import Agreement
+from lightning_bsqh.processes.agreement import Agreement, Place
 from lightning_bsqh.processes.reduction import ProcessReduction
 from lightning_bsqh.processes.sweeps import SharedSweeps
 from lightning_bsqh.processes.tensors import of_first_
@@ -95,17 +95,22 @@ class Several(DDPStrategy):
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self._sweeps, LightningSweeps):
-            return super().training_step(*args, **kwargs)
         assert self._reduction is not None
+        if not isinstance(self._sweeps, LightningSweeps):
+            output = super().training_step(*args, **kwargs)
+            # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
+            self._reduction.agreement.sums(Place.PART, [])
+            return self._no_loss() if output is None else output
         batch = next(iter((*args, *kwargs.values())))
         output = None if isinstance(batch, NoBatch) else self._own_step(*args, **kwargs)
         loss = loss_of(output) if self._sweeps.can_step else None
         samples = 1 if loss is None else self._process_options.samples(batch)
-        if self._reduction.begin(loss, samples):
-            return output
-        self._sweeps.leave_out()
-        return None
+        self._reduction.begin(loss, samples)
+        return self._no_loss() if self._reduction.is_left_out else output
+
+    def _no_loss(self) -> Tensor:
+        """Depends on nothing. Lightning refuses None where there are several processes, as they might not agree."""
+        return torch.full((), float("nan"), device=self.root_device, requires_grad=True)
 
     def _own_step(self, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module

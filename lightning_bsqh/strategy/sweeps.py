@@ -102,10 +102,6 @@ class LightningSweeps(Sweeps):
         """Whether the last training_step has left a loss, and its batch for the trials."""
         return self._has_loss and not self._batch_is_lost
 
-    def leave_out(self) -> None:
-        """The batch is not used, as another process has no loss on its own."""
-        self._has_loss = False
-
     @override
     def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         self.boundaries = boundaries

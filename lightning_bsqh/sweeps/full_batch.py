@@ -108,7 +108,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def add_part(self, loss: float | None) -> None:
         """Adds the micro-batch's loss, and the gradients that the parameters hold, to the mean."""
         part = self._parts[len(self._outcomes) - 1]
-        if loss is None:
+        if loss is None or self._outcomes[-1] is None:
             part.samples = 0
         else:
             known = self._known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import os
 import socket
 import sys
@@ -47,6 +49,10 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
 def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], folder: Path) -> None:
     os.environ.update(environment(rank, processes, port))
     torch.set_num_threads(1)
+    # Says where it is, should one ever wait for the other in vain.
+    faulthandler.dump_traceback_later(40, exit=True)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     results = {}
     for name, case in cases:
         torch.manual_seed(0)
@@ -56,5 +62,6 @@ def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], f
             print(f"process {rank}, case {name}:", file=sys.stderr, flush=True)
             raise
     torch.save(results, folder / f"{rank}.pt")
+    faulthandler.cancel_dump_traceback_later()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import BSQHStrategy
@@ -57,8 +58,13 @@ class Recorder(L.Callback):
         return {"points": torch.stack(self.points), "buffers": torch.stack(self.buffers), "reports": self.reports}
 
 
-def loader(batch: int = BATCH, samples: int = 8 * BATCH, **options: Any) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*data(samples)), batch_size=batch, **options)
+def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLoader[Any]:
+    """Batches in their order; of each of ``batch`` samples every process gets an equal share."""
+    found = TensorDataset(*data(samples))
+    if devices == 1:
+        return DataLoader(found, batch_size=batch)
+    sampler = DistributedSampler(found, devices, int(os.environ["RANK"]), shuffle=False)
+    return DataLoader(found, batch_size=batch // devices, sampler=sampler)
 
 
 def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: Any) -> L.Trainer:
@@ -81,5 +87,5 @@ def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **o
     parts = options.pop("parts", 1)
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)
-    trainer.fit(module or Classes(), loader(BATCH // devices // parts))
+    trainer.fit(module or Classes(), loader(devices, BATCH // parts))
     return recorder.result()
