@@ -18,15 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import BSQHStrategy
-from lightning_bsqh.callbacks import BSQHMonitor, HamiltonianMonitor, SparsityMonitor
+from lightning_bsqh.callbacks import BSQHMonitor
 from tests.problems import data
 from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
 from tests.processes.pair import Case
 from tests.processes.training import BATCH, Classes, Recorder, fit, loader, make_trainer
 from tests.processes.trajectories import OPTIONS
 from tests.strategy.small_modules import rejecting
-
-STEPS_OF_CHECKPOINTS = 16
 
 
 def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
@@ -75,34 +73,18 @@ def buffers(folder: Path, ours: bool) -> list[Tensor]:
     return module.starts
 
 
-class SaveAfterFirstEpoch(L.Callback):
-    """Writes one checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == 0:
-            trainer.save_checkpoint(self.path)
-
-
-def checkpoint(folder: Path, name: str, resumed: bool, devices: int = 2, network: Any = None) -> dict[str, Any]:
-    """A training of 16 steps, whole or the second half of it from a checkpoint that the first half has written."""
+def checkpoint(folder: Path, name: str, part: str, devices: int = 2, network: Any = None) -> dict[str, Any]:
+    """A training of 16 steps: the whole, or its first or second half with a checkpoint between them."""
     recorder = Recorder()
     path = folder / f"{name}.ckpt"
-    callbacks: list[L.Callback] = [recorder]
-    if not resumed:
-        callbacks.append(SaveAfterFirstEpoch(path))
     trainer = make_trainer(
-        BSQHStrategy(),
-        folder,
-        devices,
-        callbacks=callbacks,
-        max_steps=STEPS_OF_CHECKPOINTS,
+        BSQHStrategy(total_steps=16), folder, devices, callbacks=[recorder], max_steps=8 if part == "first" else 16
     )
     module = Classes(None if network is None else network())
-    trainer.fit(module, loader(devices), ckpt_path=path if resumed else None, weights_only=True)
+    resumed = path if part == "second" else None
+    trainer.fit(module, loader(devices), ckpt_path=resumed, weights_only=True)
+    if part == "first":
+        trainer.save_checkpoint(path)
     return recorder.result()
 
 
@@ -165,7 +147,7 @@ def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -
 def monitors(folder: Path) -> list[str]:
     """The keys of a log with all monitors, as the file has them."""
     logger = CSVLogger(folder, name="monitored", version=0)
-    callbacks: list[L.Callback] = [BSQHMonitor(), HamiltonianMonitor(), SparsityMonitor(), LearningRateMonitor()]
+    callbacks: list[L.Callback] = [BSQHMonitor(every_n_steps=1), LearningRateMonitor()]
     trainer = make_trainer(
         BSQHStrategy(), folder, 2, callbacks=callbacks, logger=logger, max_steps=6, log_every_n_steps=1
     )
@@ -186,11 +168,9 @@ def cases() -> list[tuple[str, Case]]:
     found += [("unequal", unequal), ("unequal, full batch", partial(unequal, full=True))]
     found += [("buffers", partial(buffers, ours=True)), ("buffers of DDP", partial(buffers, ours=False))]
     for name, network in (("plain", None), ("drawing", normalized_network)):
-        found += [
-            (f"{name}, whole", partial(checkpoint, name=name, resumed=False, network=network)),
-            (f"{name}, resumed", partial(checkpoint, name=name, resumed=True, network=network)),
-        ]
-    found += [("resumed from one", partial(checkpoint, name="of one", resumed=True))]
+        for part in ("whole", "first", "second"):
+            found.append((f"{name}, {part}", partial(checkpoint, name=name, part=part, network=network)))
+    found += [("resumed from one", partial(checkpoint, name="of one", part="second"))]
     found += [
         ("None", partial(odd_batch, what=nothing)),
         ("NaN", partial(odd_batch, what=not_a_number)),

@@ -32,7 +32,7 @@ def both(shared_folder: Path) -> list[dict[str, Any]]:
             time.sleep(0.2)
         return [torch.load(shared_folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
     try:
-        checkpoint(shared_folder, "of one", resumed=False, devices=1)
+        checkpoint(shared_folder, "of one", "first", devices=1)
         return run_pair(cases(), shared_folder)
     finally:
         done.touch()

@@ -17,7 +17,7 @@ def test_a_batch_that_one_process_cannot_use_is_left_out_by_all(both: Both, name
     for results in both:
         found = results[name]
         assert found["global_step"] == 8
-        assert [report[10] for report in found["reports"]] == [i == 3 for i in range(8)]
+        assert [report[9] for report in found["reports"]] == [i == 3 for i in range(8)]
         moved = (found["points"][1:] != found["points"][:-1]).any(1).tolist()
         assert moved == [i != 3 for i in range(1, 8)]
     assert both[0]["NaN"]["skipped"] == both[1]["NaN"]["skipped"] == 1

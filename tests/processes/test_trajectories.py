@@ -61,17 +61,17 @@ def test_buffers_are_those_of_ddp_at_every_forward(both: Both) -> None:
 @pytest.mark.parametrize("name", ["plain", "drawing"])
 def test_a_checkpoint_of_two_goes_on_bit_by_bit(both: Both, name: str) -> None:
     for results in both:
-        whole, resumed = results[f"{name}, whole"], results[f"{name}, resumed"]
+        whole, resumed = results[f"{name}, whole"], results[f"{name}, second"]
         assert torch.equal(whole["points"][8:], resumed["points"])
         assert whole["reports"][8:] == resumed["reports"]
-    assert_alike(both, f"{name}, resumed")
+    assert_alike(both, f"{name}, second")
 
 
 def test_a_checkpoint_of_two_goes_on_in_one(both: Both, shared_folder: Path) -> None:
-    one = checkpoint(shared_folder, "plain", resumed=True, devices=1)
-    assert_follows(both[0]["plain, resumed"], one)
+    one = checkpoint(shared_folder, "plain", "second", devices=1)
+    assert_follows(both[0]["plain, second"], one)
 
 
 def test_a_checkpoint_of_one_goes_on_in_two(both: Both, shared_folder: Path) -> None:
     assert_alike(both, "resumed from one")
-    assert_follows(both[0]["resumed from one"], checkpoint(shared_folder, "of one", resumed=True, devices=1))
+    assert_follows(both[0]["resumed from one"], checkpoint(shared_folder, "of one", "second", devices=1))
