@@ -11,6 +11,10 @@ from torch import Tensor
 PER_PROCESS = frozenset({"trial", "base"})
 
 
+class ProcessError(RuntimeError):
+    """Another process has ended the training."""
+
+
 class Reduction:
     """Brings the scalars that decisions are taken on to the host, all at once.
 
@@ -32,6 +36,10 @@ class Reduction:
         if tensors:
             found |= dict(zip(tensors, stacked(list(tensors.values())).tolist(), strict=True))
         return found
+
+    def miss(self) -> None:
+        """Instead of :meth:`read`, by who has nothing to read as loss or gradient are not finite."""
+        return
 
     def mean(self, value: float) -> float:
         """The mean of a number over the processes."""

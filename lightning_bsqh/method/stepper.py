@@ -16,13 +16,13 @@ from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import Metric
-from lightning_bsqh.method.reduction import Reduction
+from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
-from lightning_bsqh.network.packing import Pack, make_packs
+from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
@@ -134,8 +134,9 @@ class Stepper:
         except BaseException as error:
             iteration.restore_(to_start=True)
             augmentation.load_state_dict(rule)
-            if isinstance(error, Exception) and (loss := self._not_finite(adjoint, iteration)) is not None:
+            if _may_be_of_weights(error) and (loss := self._not_finite(adjoint, iteration)) is not None:
                 # With weights that are not finite a training_step may raise whatever it likes.
+                self._reduction.miss()
                 raise loss from None
             raise
         self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
@@ -207,6 +208,7 @@ class Stepper:
     def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
         key = (list(trained.parameters), regularized)
         if self._packed != key or not all(pack.is_current() for pack in self._packs):
+            check_dtypes(trained.parameters)
             self._metric.repack()
             self._packs = make_packs(list(trained.parameters.values()), set(regularized))
             self._packed = key
@@ -278,6 +280,10 @@ class Stepper:
 
 def _needs_inputs(layer: Layer) -> bool:
     return not layer.is_affine
+
+
+def _may_be_of_weights(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, (NotFinite, ProcessError))
 
 
 def _looks_affine(layer: Layer, boundaries: Boundaries) -> bool | None:

@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_bsqh.method.reduction import stacked
+from lightning_bsqh.method.reduction import ProcessError, stacked
 
 #: Length of the tensor. Always the same, so that a process that fails can answer whatever the others are asking.
 SLOTS = 24
 _HEADER = 3
+#: Values that one sum takes.
+ROOM = SLOTS - _HEADER
 
 
 class Place(IntEnum):
@@ -25,10 +27,6 @@ class Place(IntEnum):
     NUMBERS = 3
     TENSORS = 4
     PART = 5
-
-
-class ProcessError(RuntimeError):
-    """Another process has ended the training."""
 
 
 class Agreement:
@@ -53,7 +51,7 @@ class Agreement:
 
         Args:
             place: Where this process is; the others have to be there, too.
-            values: Scalars, at most ``SLOTS`` − 3.
+            values: Scalars, at most :data:`ROOM`.
 
         Raises:
             ProcessError: If another process has failed, or is elsewhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from lightning_bsqh.method.reduction import PER_PROCESS, Reduction
 from lightning_bsqh.processes import tensors
-from lightning_bsqh.processes.agreement import Agreement, Place
+from lightning_bsqh.processes.agreement import ROOM, Agreement, Place
 
 #: Where a gradient reaches a parameter for the first time: as many as there are parameters, and equal in all processes.
 _PER_PARAMETER = "reached/"
@@ -60,6 +61,11 @@ class ProcessReduction(Reduction):
             return (value.detach().double() if isinstance(value, Tensor) else value) * self._share
         # All have the same, to the bit on equal devices; on others the first one's decides.
         return value if self.agreement.rank == 0 else 0.0
+
+    @override
+    def miss(self) -> None:
+        # The others find a loss that is not finite, too.
+        self.agreement.sums(Place.READ, [math.nan] * ROOM)
 
     @override
     def mean(self, value: float) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,11 @@ class ProcessOptions:
     timeout: timedelta | None = None
     start_method: str | None = None
     weigh_batch: Callable[[Any], int] | None = None
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> ProcessOptions:
+        """The options among the arguments of a constructor that takes all of them, its ``locals()``."""
+        return cls(**{f.name: arguments[f.name] for f in fields(cls)})
 
     def __post_init__(self) -> None:
         for name in ("find_unused_parameters", "static_graph", "broadcast_buffers"):

@@ -125,33 +125,8 @@ class BSQHStrategy(DevicesStrategy):
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
-        self._options = BSQHOptions(
-            regularizer=regularizer,
-            augmentation=augmentation,
-            epsilon=epsilon,
-            metric=metric,
-            eta=eta,
-            max_trials=max_trials,
-            regularize=regularize,
-            total_steps=total_steps,
-            layers=layers,
-            sweep=sweep,
-            batch_mode=batch_mode,
-            kappa=kappa,
-            max_iterations=max_iterations,
-            count_samples=count_samples,
-            reuse=reuse,
-            on_stall=on_stall,
-        )
-        self._process_options = ProcessOptions(
-            find_unused_parameters=find_unused_parameters,
-            static_graph=static_graph,
-            broadcast_buffers=broadcast_buffers,
-            process_group_backend=process_group_backend,
-            timeout=timeout,
-            start_method=start_method,
-            weigh_batch=weigh_batch,
-        )
+        self._options = BSQHOptions.among(locals())
+        self._process_options = ProcessOptions.among(locals())
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
@@ -262,7 +237,8 @@ class BSQHStrategy(DevicesStrategy):
                 lambda: step(*args, **kwargs),
             )
         self._sweeps.begin((*args, *kwargs.values()))
-        output = super().training_step(*args, **kwargs)
+        with self._sweeps.pooling():
+            output = super().training_step(*args, **kwargs)
         loss = loss_of(output)
         self._sweeps.end((*args, *kwargs.values()), has_loss=loss is not None)
         if loss is not None:

@@ -144,18 +144,18 @@ def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -
     return "", "", True
 
 
-def monitors(folder: Path) -> list[str]:
-    """The keys of a log with all monitors, as the file has them."""
-    logger = CSVLogger(folder, name="monitored", version=0)
+def monitors(folder: Path, devices: int = 2) -> tuple[list[str], list[str]]:
+    """The columns of a log with all monitors, and the step of every row, as the file has them."""
+    logger = CSVLogger(folder, name="monitored", version=devices)
     callbacks: list[L.Callback] = [BSQHMonitor(every_n_steps=1), LearningRateMonitor()]
     trainer = make_trainer(
-        BSQHStrategy(), folder, 2, callbacks=callbacks, logger=logger, max_steps=6, log_every_n_steps=1
+        BSQHStrategy(), folder, devices, callbacks=callbacks, logger=logger, max_steps=6, log_every_n_steps=1
     )
-    trainer.fit(Classes(), loader(2))
+    trainer.fit(Classes(), loader(devices))
     trainer.strategy.barrier()
-    with (folder / "monitored" / "version_0" / "metrics.csv").open() as file:
+    with (folder / "monitored" / f"version_{devices}" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [*sorted(rows[0]), *(row["step"] for row in rows)]
+    return sorted(rows[0]), [row["step"] for row in rows]
 
 
 def _raises(**options: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes.cases import monitors
 from tests.processes.test_trajectories import assert_alike
 
 Both = list[dict[str, Any]]
@@ -51,10 +53,9 @@ def test_data_loaders_of_different_lengths(both: Both) -> None:
         assert "different numbers of batches, [8, 7]" in text
 
 
-def test_monitors_write_once(both: Both) -> None:
-    assert both[0]["monitors"] == both[1]["monitors"]
-    found = both[0]["monitors"]
-    assert {"bsqh/epsilon", "hamiltonian/total", "pmp_residual/total", "sparsity/total"} <= set(found)
-    steps = [key for key in found if key.isdigit()]
-    assert steps == sorted(steps, key=int)
-    assert sum(key == "bsqh/epsilon" for key in found) == 1
+def test_monitors_write_once(both: Both, tmp_path: Path) -> None:
+    keys, steps = both[0]["monitors"]
+    assert both[1]["monitors"] == (keys, steps)
+    assert {"bsqh/epsilon", "hamiltonian/total", "pmp_residual/total", "sparsity/total"} <= set(keys)
+    # As in one process.
+    assert (keys, steps) == monitors(tmp_path, devices=1)

@@ -24,7 +24,7 @@ from tests.processes.networks import Checkpointed, bent_network
 from tests.processes.training import Classes
 
 # From starts at which some trials are rejected.
-CURVATURE, BACKTRACKING = partial(Curvature, epsilon=2.0), partial(Backtracking, epsilon=0.5, sigma=3.0, zeta=0.5)
+CURVATURE, BACKTRACKING = partial(Curvature, epsilon=2.0), partial(Backtracking, epsilon=5.0, sigma=1.5, zeta=0.9)
 _FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": 50, "kappa": 0.0}
 
 OPTIONS: dict[str, dict[str, Any]] = {
