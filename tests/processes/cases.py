@@ -77,9 +77,8 @@ def checkpoint(folder: Path, name: str, part: str, devices: int = 2, network: An
     """A training of 16 steps: the whole, or its first or second half with a checkpoint between them."""
     recorder = Recorder()
     path = folder / f"{name}.ckpt"
-    trainer = make_trainer(
-        BSQHStrategy(total_steps=16), folder, devices, callbacks=[recorder], max_steps=8 if part == "first" else 16
-    )
+    epochs = {"max_epochs": 1 if part == "first" else 2, "max_steps": -1}
+    trainer = make_trainer(BSQHStrategy(total_steps=16), folder, devices, callbacks=[recorder], **epochs)
     module = Classes(None if network is None else network())
     resumed = path if part == "second" else None
     trainer.fit(module, loader(devices), ckpt_path=resumed, weights_only=True)

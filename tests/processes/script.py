@@ -20,15 +20,15 @@ from tests.processes.training import Classes, loader, make_trainer
 EPOCH = 8
 
 
-class SavesEpochs(pl.Callback):
-    """As ModelCheckpoint(save_last=True), with a name that does not depend on the attempt."""
+class Dies(pl.Callback):
+    """The second process is killed after so many steps."""
 
-    def __init__(self, path: Path, dies_after: int | None = None) -> None:
-        self.path, self.dies_after = path, dies_after
+    def __init__(self, after: int | None) -> None:
+        self.after = after
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        if trainer.global_step == self.dies_after and trainer.global_rank == 1:
+        if trainer.global_step == self.after and trainer.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -36,10 +36,11 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def train(folder: Path, steps: int, dies_after: int | None = None, resumed: Path | None = None) -> pl.Trainer:
+def train(folder: Path, epochs: int, dies_after: int | None = None, resumed: Path | None = None) -> pl.Trainer:
     """A training of two processes that somebody else has started."""
     strategy = lightning_bsqh.BSQHStrategy(total_steps=2 * EPOCH, timeout=timedelta(seconds=60))
-    trainer = make_trainer(strategy, folder, 2, max_steps=steps, callbacks=[SavesEpochs(folder, dies_after)])
+    callbacks = [Dies(dies_after)]
+    trainer = make_trainer(strategy, folder, 2, max_epochs=epochs, max_steps=-1, callbacks=callbacks)
     trainer.fit(Classes(), loader(2), ckpt_path=resumed, weights_only=True)
     return trainer
 
@@ -48,9 +49,9 @@ def elastic(folder: Path) -> None:
     """The second process is killed in the second epoch of the first attempt; the next goes on from the checkpoint."""
     first = folder / "first.ckpt"
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        train(folder, EPOCH).save_checkpoint(first)
-        train(folder, 2 * EPOCH, dies_after=EPOCH + 4, resumed=first)
-    trainer = train(folder, 2 * EPOCH, resumed=first)
+        train(folder, 1).save_checkpoint(first)
+        train(folder, 2, dies_after=EPOCH + 4, resumed=first)
+    trainer = train(folder, 2, resumed=first)
     torch.save(weights(trainer.lightning_module), folder / f"elastic{trainer.global_rank}.pt")
 
 

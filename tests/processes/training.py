@@ -84,8 +84,8 @@ def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: 
 def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **options: Any) -> dict[str, Any]:
     """What a training of 50 steps leaves; every process takes its share of each batch."""
     fit_options = {k: options.pop(k) for k in ("max_epochs", "max_steps") if k in options}
-    parts = options.pop("parts", 1)
+    samples = options.pop("samples", 8 * BATCH)
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)
-    trainer.fit(module or Classes(), loader(devices, BATCH // parts))
+    trainer.fit(module or Classes(), loader(devices, samples=samples))
     return recorder.result()

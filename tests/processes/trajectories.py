@@ -21,11 +21,12 @@ from lightning_bsqh import (
     LTwoThirds,
 )
 from tests.processes.networks import Checkpointed, bent_network
-from tests.processes.training import Classes
+from tests.processes.training import BATCH, STEPS, Classes
 
 # From starts at which some trials are rejected.
 CURVATURE, BACKTRACKING = partial(Curvature, epsilon=2.0), partial(Backtracking, epsilon=5.0, sigma=1.5, zeta=0.9)
-_FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": 50, "kappa": 0.0}
+# Two micro-batches to a pass.
+_FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": STEPS, "kappa": 0.0, "samples": 2 * BATCH}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it comes": {},
