@@ -6,13 +6,14 @@ Two processes on this machine (gloo) train the same network, each on its own bat
 into a collective operation of torch.distributed, as its dispatcher sees it; they are exact on any machine, and do not
 depend on the number of processes. A message is small if it has at most 512 bytes. Times are medians over the steps
 after the first ten; on a machine with fewer cores than processes, or with others at work, they say little. The
-estimate is no measurement: it puts the counts into the usual model of a ring.
+estimate is no measurement: it puts the counts into a model of trees and rings.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import socket
 import statistics
@@ -160,11 +161,12 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def ring_seconds(result: dict[str, float], processes: int, latency: float, bandwidth: float) -> float:
-    """What the messages of a step take by the model of a ring: 2(n−1) hops, of which each carries 1/n of the bytes."""
+def estimate(result: dict[str, float], processes: int, latency: float, bandwidth: float) -> float:
+    """Seconds for the messages of a step: every message takes the way up and down a tree, its bytes go round a ring."""
     messages = result.get("large messages", 0.0) + result.get("small messages", 0.0)
     size = result.get("large bytes", 0.0) + result.get("small bytes", 0.0)
-    return messages * 2 * (processes - 1) * latency + 2 * (processes - 1) / processes * size / bandwidth
+    hops = 2 * math.ceil(math.log2(processes))
+    return messages * hops * latency + 2 * (processes - 1) / processes * size / bandwidth
 
 
 def main() -> None:
@@ -198,7 +200,7 @@ def show(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         row += [f"{result['trials']:.2f}", f"{1e3 * result['time']:.1f}"]
         row += [f"{1e3 * statistics.median(alone.times[_FIRST:]):.1f}"]
         for processes in (8, 1024):
-            row.append(f"{1e3 * ring_seconds(result, processes, arguments.latency, arguments.bandwidth):.2f} ms")
+            row.append(f"{1e3 * estimate(result, processes, arguments.latency, arguments.bandwidth):.2f} ms")
         table.add_row(name, *row)
     Console(width=160).print(table)
 

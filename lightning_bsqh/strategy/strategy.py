@@ -74,16 +74,14 @@ class BSQHStrategy(DevicesStrategy):
         reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same. Turn
             it off if training_step depends on something that neither shows, such as ``self.current_epoch``.
         on_stall: What happens when 20 batches in a row were skipped or rejected: ``"warn"`` or ``"raise"``.
-        find_unused_parameters: Several processes: as for DDPStrategy, here and in the next four.
-        static_graph: See ``find_unused_parameters``.
+        find_unused_parameters: Several processes: as for DDPStrategy.
+        static_graph: As for DDPStrategy.
         broadcast_buffers: Whether all processes take the buffers (BatchNorm statistics) of the first after a step.
-        process_group_backend: None takes ``"nccl"`` on CUDA and ``"gloo"`` on a CPU.
+        process_group_backend: As for DDPStrategy. None takes ``"nccl"`` on CUDA and ``"gloo"`` on a CPU.
         timeout: How long a process waits for the others. None takes torch's half an hour.
-        start_method: How processes are started that nobody else has started: ``"popen"``, ``"spawn"``, ``"fork"`` or
-            ``"forkserver"``. None takes ``"fork"`` in a notebook and ``"popen"`` elsewhere.
-        weigh_batch: Several processes: a function that tells the number of samples in the batch of one of them, by
-            which its loss is weighted. None takes the first dimension of its first tensor. Full-batch mode asks
-            ``count_samples``.
+        start_method: How the Trainer starts processes. None takes ``"fork"`` in a notebook and ``"popen"`` elsewhere.
+        weigh_batch: Several processes: a function that tells the number of samples in a batch, by which the loss of a
+            process is weighted. None takes the first dimension of its first tensor; ``"full"`` asks ``count_samples``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
