@@ -66,6 +66,18 @@ class Checkpointed(Classes):
         return nn.functional.cross_entropy(self.net[2:](states), y)
 
 
+class Thawing(Classes):
+    """Its first layer is frozen for eight steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.net[0].requires_grad_(self.trainer.global_step >= 8)
+
+
 class AtBatch(Classes):
     """Something happens at one batch of one process.
 

@@ -20,7 +20,7 @@ from lightning_bsqh import (
     LHalf,
     LTwoThirds,
 )
-from tests.processes.networks import Checkpointed, bent_network
+from tests.processes.networks import Checkpointed, Thawing, bent_network
 from tests.processes.training import BATCH, STEPS, Classes
 
 # From starts at which some trials are rejected.
@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "true K, gauss-seidel": {"module": lambda: Classes(bent_network()), "sweep": "gauss-seidel"},
     "true K, full batch": {**_FULL, "module": lambda: Classes(bent_network()), "max_epochs": 10},
     "checkpointed": {"module": Checkpointed},
+    "unfrozen later": {"module": Thawing},
     "static graph": {"static_graph": True},
     "unused parameters": {"find_unused_parameters": True},
 }
