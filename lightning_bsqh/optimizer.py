@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -309,11 +310,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._own_sweeps(batches)
-        boundaries = self._training.stepper.boundaries
+        boundaries, done, stale = self._training.stepper.boundaries, self.iterations, sweeps.starts()
         try:
             adjoint = sweeps.forward_adjoint(closure, boundaries)
             if adjoint.is_complete:
                 self._iterate(adjoint)
+        except BaseException:
+            if self.iterations == done:
+                sweeps.take_back(stale)
+            raise
         finally:
             if boundaries is not None and (sys.exc_info()[0] is not None or adjoint.is_complete):
                 boundaries.clear()
@@ -327,14 +332,20 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def _iterate(self, adjoint: AdjointPass) -> None:
         moving = self._names.moving(self.param_groups)
         trained = Trained(moving, [self.state[p] for p in moving.values()], self._names.regularized)
-        found, stalled = self._training.iterate(adjoint, trained, self.eta, self.max_trials, self.record_layers)
-        if found is not None:
-            for group in self.param_groups:
-                group["lr"] = 0.5 / found.epsilon
+        with ExitStack() as held:
+            found, stalled = self._training.iterate(
+                adjoint, trained, self.eta, self.max_trials, self.record_layers, held
+            )
+            if found is not None:
+                self._show_rate(found.epsilon)
         if stalled is not None and self.options.on_stall == "raise":
             raise Stalled(stalled)
         if stalled is not None:
             warnings.warn(stalled, stacklevel=4)
+
+    def _show_rate(self, epsilon: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = 0.5 / epsilon
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -72,6 +72,15 @@ class _Answering:
         return getattr(self._connector, name)
 
 
+def is_within_batch(trainer: pl.Trainer) -> bool:
+    """Whether a batch has been begun and not been gone through, as when training_step raises.
+
+    The loops tell which batch it is, but not whether it is done; a run resumed from there does it again.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready > progress.processed)
+
+
 def batches_of_all_epochs(trainer: pl.Trainer) -> float:
     """Number of batches until ``max_epochs`` whatever ``max_steps`` is, infinite if that is not known."""
     if trainer.max_epochs in (None, -1):

@@ -54,11 +54,11 @@ class GaussSeidel:
         iteration.maximise_(epsilon)
         iteration.begin_layers()
         handles = []
-        for layer, positions, call in self._in_order(layers):
-            iteration.restore_layer_(positions)
-            update = _Update(layer, positions, call, self._boundaries, iteration, epsilon, self.reduction)
-            handles.append(call.module.register_forward_pre_hook(update, with_kwargs=True))
         try:
+            for layer, positions, call in self._in_order(layers):
+                iteration.restore_layer_(positions)
+                update = _Update(layer, positions, call, self._boundaries, iteration, epsilon, self.reduction)
+                handles.append(call.module.register_forward_pre_hook(update, with_kwargs=True))
             yield
         finally:
             for handle in handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
 from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
+from lightning_bsqh.network.uninterrupted import uninterrupted, within_all
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
@@ -108,6 +110,7 @@ class Stepper:
         augmentation: Augmentation,
         options: SearchOptions,
         record_layers: bool = False,
+        held: ExitStack | None = None,
     ) -> tuple[Found, dict[str, LayerReport] | None]:
         """One iteration; the parameters hold w before and the new iterate after it.
 
@@ -120,6 +123,7 @@ class Stepper:
             augmentation: The rule for ε.
             options: What else the search needs.
             record_layers: Whether to report on every layer.
+            held: From where the iteration cannot be taken back any more until this is closed, interrupts wait.
 
         Returns:
             How the search ended, and what it did to each layer if that was asked.
@@ -131,9 +135,12 @@ class Stepper:
         rule = augmentation.state_dict()
         try:
             found, layers = self._search(adjoint, trained, iteration, augmentation, options, record_layers)
+            if held is not None:
+                held.enter_context(uninterrupted())
         except BaseException as error:
-            iteration.restore_(to_start=True)
-            augmentation.load_state_dict(rule)
+            with uninterrupted():
+                iteration.restore_(to_start=True)
+                augmentation.load_state_dict(rule)
             if _may_be_of_weights(error) and (loss := self._not_finite(adjoint, iteration)) is not None:
                 # With weights that are not finite a training_step may raise whatever it likes.
                 self._reduction.miss()
@@ -182,7 +189,7 @@ class Stepper:
 
         def one_after_the_other(epsilon: float) -> tuple[Candidate, Tensor | float]:
             assert gauss_seidel is not None
-            with gauss_seidel.updating(iteration, epsilon, self._located(self._layers, trained)):
+            with within_all(gauss_seidel.updating(iteration, epsilon, self._located(self._layers, trained))):
                 loss = adjoint.trial()
             return iteration.measure_layers(), loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
 from lightning_bsqh.method.stepper import Stepper, Trained
+from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.sweeps.base import AdjointPass
 
 
@@ -46,7 +48,13 @@ class Training:
         return None if total is None else min(self.history.iterations / total, 1.0)
 
     def iterate(
-        self, adjoint: AdjointPass, trained: Trained, eta: float, max_trials: int, record_layers: bool
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        eta: float,
+        max_trials: int,
+        record_layers: bool,
+        held: ExitStack,
     ) -> tuple[Found | None, str | None]:
         """One iteration.
 
@@ -56,6 +64,7 @@ class Training:
             eta: η of the acceptance test.
             max_trials: Largest number of candidates that are compared.
             record_layers: Whether to report on every layer.
+            held: From where the iteration cannot be taken back any more until this is closed, interrupts wait.
 
         Returns:
             How the search ended, None if the batch was skipped; and what to say if the training stands still now.
@@ -68,8 +77,9 @@ class Training:
             return None, self._skip(math.nan, counted=False)
         marks = self.regularization.marks()
         try:
-            found, self.last_layers = self._search(adjoint, trained, eta, max_trials, record_layers)
+            found, self.last_layers = self._search(adjoint, trained, eta, max_trials, record_layers, held)
         except BaseException as error:
+            held.enter_context(uninterrupted())
             self.regularization.go_back_to(marks)
             if not isinstance(error, NotFinite):
                 raise
@@ -79,13 +89,19 @@ class Training:
         return found, self.history.record(found)
 
     def _search(
-        self, adjoint: AdjointPass, trained: Trained, eta: float, max_trials: int, record_layers: bool
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        eta: float,
+        max_trials: int,
+        record_layers: bool,
+        held: ExitStack,
     ) -> tuple[Found, dict[str, LayerReport] | None]:
         names = [name for name in trained.parameters if name in trained.regularized]
         dtype = next((p.dtype for p in trained.parameters.values()), torch.get_default_dtype())
         regularizer = self.regularization.begin(names, self.history.iterations)
         options = SearchOptions(eta, max_trials, self.progress, self.metric.largest_gradient(dtype))
-        return self.stepper.step(adjoint, trained, regularizer, self.augmentation, options, record_layers)
+        return self.stepper.step(adjoint, trained, regularizer, self.augmentation, options, record_layers, held)
 
     def _check_first(self, loss: float) -> None:
         if not self.history.has_begun and not math.isfinite(loss):

@@ -38,6 +38,8 @@ class Memory:
         self._holdings: dict[int, tuple[nn.Module, Holding]] = {}
         self._lively: dict[int, Any] = {}
         self._told: set[str] = set()
+        # False while it is being found out what there is, so also after an interrupt in the middle of that.
+        self._is_known = False
         #: The module and all its parts, those in plain containers included.
         self.modules: list[nn.Module] = []
         size = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad and _is_made(p))
@@ -50,9 +52,13 @@ class Memory:
 
     def refreshed(self) -> list[Section]:
         """What to remember of all but the metrics, and of the metrics, as the module is now."""
+        was_known, self._is_known = self._is_known, False
         stale = {owner for section in self._sections for owner in section.stale_owners()}
-        if stale or self._flags() != self._known_flags:
+        if not was_known:
+            self._rebuild(set(self._holdings))
+        elif stale or self._flags() != self._known_flags:
             self._rebuild(stale)
+        self._is_known = True
         return self._sections
 
     def enliven(self, changed: Iterable[Any]) -> None:
@@ -89,6 +95,7 @@ class Memory:
 
     def _rebuild(self, stale: set[int]) -> None:
         """Looks at the modules again that hold something else than before."""
+        self._is_known = False
         holdings: dict[int, tuple[nn.Module, Holding]] = {}
         queue = deque([self.module])
         while queue:
@@ -105,6 +112,7 @@ class Memory:
         self._parameters = [p for module in self.modules for p in module.parameters(recurse=False)]
         self._known_flags = self._flags()
         self._fill()
+        self._is_known = True
 
     def _fill(self) -> None:
         _, trained = self._known_flags

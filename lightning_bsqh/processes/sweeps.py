@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.processes.reduction import ProcessReduction
-from lightning_bsqh.sweeps.base import AdjointPass, Sweeps
+from lightning_bsqh.sweeps.base import AdjointPass, Start, Sweeps
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 
 
@@ -62,6 +62,10 @@ class SharedSweeps(Sweeps):
     @override
     def trial(self) -> Tensor | float:
         return self._own.trial()
+
+    @override
+    def starts(self) -> list[Start]:
+        return self._own.starts()
 
     @override
     def undo(self) -> None:

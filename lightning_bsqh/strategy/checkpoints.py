@@ -60,16 +60,18 @@ def with_whole_files(io: CheckpointIO) -> CheckpointIO:
     return WholeFileCheckpointIO() if type(io) is TorchCheckpointIO else io
 
 
-def extra_state(device: torch.device, optimizer: BSQHOptimizer) -> dict[str, Any]:
+def extra_state(device: torch.device, optimizer: BSQHOptimizer, within_batch: bool) -> dict[str, Any]:
     """What a resumed run needs beside the optimizer's state.
 
     Args:
         device: Whose generator is kept, too.
         optimizer: What trains; the names of its parameters are kept that are not frozen.
+        within_batch: Whether a batch has been begun that a resumed run will do again.
     """
     offered = {id(p) for p in parameters_of(optimizer) if p.requires_grad}
     trained = [n for layer in optimizer.layers for n, p in layer.parameters.items() if id(p) in offered]
-    return {"format": FORMAT, "random": RandomState.capture([device]).state_dict(), "trained": trained}
+    random = RandomState.capture([device]).state_dict()
+    return {"format": FORMAT, "random": random, "trained": trained, "within_batch": within_batch}
 
 
 class Resumption:
@@ -78,6 +80,7 @@ class Resumption:
     def __init__(self) -> None:
         self._random: RandomState | None = None
         self._trained: list[str] = []
+        self._within_batch = False
 
     def take(self, checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Keeps what :func:`extra_state` has added, and gives the states of the optimizers without it.
@@ -93,6 +96,7 @@ class Resumption:
         # Those of several processes: each has taken its own before.
         first.pop("random_of_processes", None)
         self._trained = first.pop("trained", [])
+        self._within_batch = first.pop("within_batch", False)
         self._random = None if random is None else random_state(random)
         return states
 
@@ -111,7 +115,7 @@ class Resumption:
 
     def before_batch(self, batch_idx: int) -> None:
         """Called before the forward sweep of a batch."""
-        if self._random is not None and batch_idx > 0:
+        if self._random is not None and (batch_idx > 0 or self._within_batch):
             # Resumed within an epoch: starting the data loader again has drawn numbers that the uninterrupted run
             # did not draw.
             self._random.restore()

@@ -17,6 +17,7 @@ from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.tree import detached, leaves, mapped, same, versions
+from lightning_bsqh.network.uninterrupted import within_all
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.strategy.log import Log, say_again
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
@@ -265,10 +266,11 @@ class LightningMicroBatch(LightningSweeps, MicroBatch):
         assert self._start is not None, "training_step comes first"
         assert self._before is not None
         log = Log()
-        with without_trace(self._module, self._start, self._before, self._devices), self._batch_as_it_came():
+        quiet = without_trace(self._module, self._start, self._before, self._devices)
+        with within_all(quiet, self._batch_as_it_came()):
             batch = mapped(self._on_device(), lambda t: t.clone() if self._writes_batch and not t.requires_grad else t)
             before = with_metrics_of(last, self._before)
-            with log.instead(self._module, self._before.modules, self._metrics), self._context():
+            with within_all(log.instead(self._module, self._before.modules, self._metrics), self._context()):
                 trial_loss = getattr(self._module, "trial_loss", None)
                 if callable(trial_loss):
                     return ForwardResult(

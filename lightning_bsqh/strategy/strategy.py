@@ -37,7 +37,7 @@ from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
 from lightning_bsqh.sweeps.base import Sweeps, check_loss
-from lightning_bsqh.trainer_access import callbacks_of, trainer_of
+from lightning_bsqh.trainer_access import callbacks_of, is_within_batch, trainer_of
 
 
 class BSQHStrategy(DevicesStrategy):
@@ -255,6 +255,7 @@ class BSQHStrategy(DevicesStrategy):
         assert self._sweeps is not None
         assert self._notices is not None
         self._notices.before_step()
+        done, stale = self._optimizer.iterations, self._sweeps.starts()
         try:
             loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps_for_step(), **kwargs)
             if self._sweeps.closure_was_withheld:
@@ -266,6 +267,11 @@ class BSQHStrategy(DevicesStrategy):
             if self._optimizer.finished:
                 self._trainer.should_stop = True
             return loss
+        except BaseException:
+            if self._optimizer.iterations == done:
+                # It may have come from outside the optimizer's own step, from a hook for instance.
+                self._sweeps.take_back(stale)
+            raise
         finally:
             self._sweeps.release()
 
@@ -305,7 +311,8 @@ class BSQHStrategy(DevicesStrategy):
     @override
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state, and that of the generators, so that a resumed run draws the same dropout masks."""
-        return {**super().optimizer_state(optimizer), **extra_state(self.root_device, self._optimizer)}
+        extra = extra_state(self.root_device, self._optimizer, is_within_batch(self._trainer))
+        return {**super().optimizer_state(optimizer), **extra}
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -15,9 +15,10 @@ from lightning_bsqh.network.batch_state import BatchState
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.uninterrupted import within_all
 from lightning_bsqh.network.without_trace import without_trace
 from lightning_bsqh.strategy.log import Log
-from lightning_bsqh.sweeps.base import AdjointPass, Sweeps, check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, Start, Sweeps, check_loss
 from lightning_bsqh.trainer_access import Metrics, metrics_of
 
 
@@ -123,6 +124,10 @@ class LightningSweeps(Sweeps):
             self._before.restore()
 
     @override
+    def starts(self) -> list[Start]:
+        return [(self._before, self._start)]
+
+    @override
     def resolution(self, loss: Tensor) -> float:
         if self._reduced_precision is not None:
             return torch.finfo(self._reduced_precision).eps
@@ -146,7 +151,7 @@ class LightningSweeps(Sweeps):
 
     def _evaluate(self) -> Tensor | float:
         assert self._start is not None, "training_step comes first"
-        with (
+        with within_all(
             without_trace(self._module, self._start, self._before, self._devices),
             self._batch_as_it_came(),
             self.outside_training_step(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.network.layer_calls import Boundaries
+from lightning_bsqh.network.module_state import ModuleState
+from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.sweeps.fast_pooling import PoolingChoice
 
 
@@ -33,6 +36,10 @@ class AdjointPass:
     resolution: float = 0.0
     undo: Callable[[], None] = lambda: None
     is_complete: bool = True
+
+
+#: The module's state and the generators' when a forward sweep began; None where there is none.
+Start = tuple[ModuleState | None, RandomState | None]
 
 
 class Sweeps(ABC):
@@ -69,6 +76,24 @@ class Sweeps(ABC):
     def undo(self) -> None:
         """Takes back what the forward sweep has changed beside the parameters, for a batch that is skipped."""
         return
+
+    def starts(self) -> list[Start]:
+        """Where the forward sweep of each batch at hand began, those of earlier steps included."""
+        return []
+
+    def take_back(self, stale: Sequence[Start]) -> None:
+        """Puts module and generators back to where the forward sweep of a step began that has failed.
+
+        Args:
+            stale: What :meth:`starts` gave before the step: if nothing is newer, nothing has begun.
+        """
+        known = {id(each) for start in stale for each in start}
+        for start in self.starts():
+            if fresh := [each for each in start if each is not None and id(each) not in known]:
+                with uninterrupted():
+                    for each in fresh:
+                        each.restore()
+                return
 
     def resolution(self, loss: Tensor) -> float:
         """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""

@@ -13,8 +13,9 @@ from typing_extensions import override
 from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
+from lightning_bsqh.network.uninterrupted import within_all
 from lightning_bsqh.network.without_trace import without_trace
-from lightning_bsqh.sweeps.base import AdjointPass, Sweeps, check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, Start, Sweeps, check_loss
 
 
 class ClosureSweeps(Sweeps):
@@ -76,10 +77,14 @@ class ClosureSweeps(Sweeps):
         if self._before is not None:
             self._before.restore()
 
+    @override
+    def starts(self) -> list[Start]:
+        return [(self._before, self._start)]
+
     def _evaluate(self) -> Tensor:
         assert self._closure is not None
         assert self._start is not None, "the forward sweep comes first"
-        with without_trace(self._module, self._start, self._before, self._devices), self.pooling():
+        with within_all(without_trace(self._module, self._start, self._before, self._devices), self.pooling()):
             return check_loss(self._closure(), "closure", adjoint=False)
 
 

@@ -13,8 +13,9 @@ from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory, ModuleState
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.network.tree import same, versions
+from lightning_bsqh.network.uninterrupted import within_all
 from lightning_bsqh.network.without_trace import without_trace
-from lightning_bsqh.sweeps.base import AdjointPass, check_loss
+from lightning_bsqh.sweeps.base import AdjointPass, Start, check_loss
 from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.sweeps.full_batch_options import FullBatch
 from lightning_bsqh.sweeps.micro_batch import ForwardResult, MicroBatch, with_metrics_of
@@ -75,13 +76,13 @@ class ClosureMicroBatch(MicroBatch):
     def loss(self) -> float:
         assert self._evaluate is not None
         assert self._start is not None
-        with without_trace(self._module, self._start, self._before, self._devices):
+        with within_all(without_trace(self._module, self._start, self._before, self._devices)):
             return float(check_loss(self._evaluate(), "closure", adjoint=False))
 
     @override
     def outcome(self, last: ForwardResult | None = None) -> ForwardResult:
         assert self._start is not None
-        with without_trace(self._module, self._start, self._before, self._devices):
+        with within_all(without_trace(self._module, self._start, self._before, self._devices)):
             return self._forward(with_metrics_of(last, self._before))
 
     @override
@@ -92,6 +93,10 @@ class ClosureMicroBatch(MicroBatch):
     def undo(self) -> None:
         if self._before is not None:
             self._before.restore()
+
+    @override
+    def starts(self) -> list[Start]:
+        return [(self._before, self._start)]
 
     def _drew_nothing(self) -> bool:
         assert self._start is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.network.layer_calls import Boundaries
-from lightning_bsqh.sweeps.base import Sweeps
+from lightning_bsqh.sweeps.base import Start, Sweeps
 from lightning_bsqh.sweeps.micro_batch import AdjointChoice, CachedPass, ForwardResult, MicroBatch
 from lightning_bsqh.sweeps.weighted_mean import WeightedMean
 
@@ -225,6 +225,10 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def undo(self) -> None:
         if self._parts:
             self._parts[0].undo()
+
+    @override
+    def starts(self) -> list[Start]:
+        return [start for part in self._parts for start in part.starts()]
 
     @override
     def resolution(self, loss: Tensor) -> float:

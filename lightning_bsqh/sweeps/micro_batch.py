@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_bsqh.network.module_state import ModuleState
 from lightning_bsqh.network.tree import detached, versions
+from lightning_bsqh.sweeps.base import Start
 
 
 @dataclass
@@ -94,6 +95,10 @@ class MicroBatch(ABC):
     @abstractmethod
     def undo(self) -> None:
         """Puts the module back to what it was when this micro-batch came."""
+
+    @abstractmethod
+    def starts(self) -> list[Start]:
+        """Where its forward sweep began."""
 
     @abstractmethod
     def starts_like(self, outcome: ForwardResult) -> bool:

@@ -10,9 +10,9 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import L0, Backtracking, BSQHStrategy, Cardinality, Curvature, GroupL0
@@ -353,3 +353,52 @@ def test_resuming_after_rejections_only(make_trainer: Any, make_loader: Any, tmp
     for name, parameter in resumed.named_parameters():
         assert_same(parameter.detach(), parameters[name].detach())
     assert trainer.global_step == 2 * BATCHES
+
+
+class BrokenOff(Measured):
+    """Ctrl-C in the middle of a batch, after its forward and, if asked, in a trial."""
+
+    at_step: int | None = None
+    in_trial = False
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.global_step == self.at_step and torch.is_grad_enabled() != self.in_trial:
+            raise KeyboardInterrupt
+        return loss
+
+
+@pytest.mark.parametrize("in_trial", [False, True], ids=["forward sweep", "trial"])
+@pytest.mark.parametrize("batch_mode", ["mini", "full"])
+def test_a_batch_that_was_broken_off_is_done_again(
+    make_trainer: Any, tmp_path: Path, batch_mode: str, in_trial: bool
+) -> None:
+    """With an epoch of one batch there is no data loader whose place would be lost."""
+    x, y = torch.randn(16, 4), torch.randn(16, 1)
+
+    def loader() -> Any:
+        return DataLoader(TensorDataset(x, y), 16)
+
+    def make(**options: Any) -> Any:
+        return make_trainer(BSQHStrategy(Cardinality(0.5), batch_mode=batch_mode), max_epochs=8, **options)
+
+    seed()
+    module = Measured()
+    trainer = make()
+    trainer.fit(module, loader())
+    whole = everything(trainer, module)
+
+    seed()
+    module = BrokenOff()
+    module.at_step, module.in_trial = 4, in_trial
+    trainer = make(callbacks=[OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True)
+    with pytest.raises(SystemExit):
+        trainer.fit(module, loader())
+    assert trainer.global_step == 4
+
+    seed(99)
+    module = Measured()
+    trainer = make()
+    trainer.fit(module, loader(), ckpt_path=tmp_path / "on_exception.ckpt", weights_only=True)
+    assert_same(everything(trainer, module), whole)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_bsqh.trainer_access import metrics_as_before, metrics_of
+from lightning_bsqh.trainer_access import is_within_batch, metrics_as_before, metrics_of
 from tests.network.made_things import change, nests, picture
 from tests.strategy.small_modules import Record, SmallModule, rejecting
 from tests.strategy.test_no_trace import CountingLogger
@@ -193,3 +193,24 @@ def test_arrays_and_fields_of_a_batch(make_trainer: Any, mode: str) -> None:
     for index in range(2):
         assert len({(x, box) for at, x, box in module.sums.items if at == index}) == 1
     assert len(module.sums.items) >= 12
+
+
+def test_the_loops_still_say_whether_a_batch_is_done(make_trainer: Any, make_loader: Any) -> None:
+    """If this fails, Lightning has changed what trainer_access.is_within_batch stands on."""
+    seen = []
+
+    class Asks(SmallModule):
+        @override
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(is_within_batch(self.trainer))
+            return self.loss(batch)
+
+        @override
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen.append(is_within_batch(self.trainer))
+
+    trainer = make_trainer(rejecting(), max_steps=2)
+    trainer.fit(Asks(), make_loader())
+    assert seen == [True, False, True, False]
+    assert not is_within_batch(trainer)
