@@ -247,6 +247,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """Raises ValueError if an iteration lacks something that no option's own check can tell."""
         self._training.regularization.check_ready()
 
+    def share(self, reduction: Reduction) -> None:
+        """From now on takes all decisions together with other processes, whose parameters are the same."""
+        self._training.stepper.share(reduction)
+
     # ------------------------------------------------------------------ torch.optim's interface
 
     @override

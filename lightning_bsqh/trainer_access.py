@@ -86,3 +86,12 @@ def batches_of_all_epochs(trainer: pl.Trainer) -> float:
     if trainer.max_epochs in (None, -1):
         return float("inf")
     return trainer.num_training_batches * float(trainer.max_epochs or 0)
+
+
+def is_between_batches(trainer: pl.Trainer) -> bool:
+    """Whether a training has begun no batch that it has not completed.
+
+    The counters are public, but of a kind that is declared without ``started``.
+    """
+    counts: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(counts.started == counts.completed)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_bsqh.method.iteration import Iteration
+from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.network.layer_calls import Boundaries, Recorded
 from lightning_bsqh.network.layers import Layer
@@ -30,6 +31,8 @@ class GaussSeidel:
 
     def __init__(self, boundaries: Boundaries) -> None:
         self._boundaries = boundaries
+        #: Joins the G_l of several processes.
+        self.reduction = Reduction()
 
     @contextmanager
     def updating(
@@ -54,7 +57,7 @@ class GaussSeidel:
         try:
             for layer, positions, call in self._in_order(layers):
                 iteration.restore_layer_(positions)
-                update = _Update(layer, positions, call, self._boundaries, iteration, epsilon)
+                update = _Update(layer, positions, call, self._boundaries, iteration, epsilon, self.reduction)
                 handles.append(call.module.register_forward_pre_hook(update, with_kwargs=True))
             yield
         finally:
@@ -63,11 +66,14 @@ class GaussSeidel:
 
     def _in_order(self, layers: Sequence[tuple[Layer, Sequence[int]]]) -> list[tuple[Layer, Sequence[int], Recorded]]:
         """The layers that have one place in the order of the sweep, and their calls."""
-        called = []
-        for layer, positions in layers:
-            calls = self._boundaries.calls(layer)
-            if len(calls) == 1:
-                called.append((layer, positions, calls[0]))
+        calls = [self._boundaries.calls(layer) for layer, _ in layers]
+        most = self.reduction.most([float(len(each)) for each in calls])
+        fewest = self.reduction.most([-float(len(each)) for each in calls])
+        called = [
+            (layer, positions, each[0])
+            for (layer, positions), each, high, low in zip(layers, calls, most, fewest, strict=True)
+            if high == 1.0 and low == -1.0
+        ]
         modules = {call.module for _, _, call in called}
         return [each for each in called if modules.isdisjoint(list(each[2].module.modules())[1:])]
 
@@ -83,7 +89,9 @@ class _Update:
         boundaries: Boundaries,
         iteration: Iteration,
         epsilon: float,
+        reduction: Reduction,
     ) -> None:
+        self._reduction = reduction
         self._layer = layer
         self._positions = positions
         self._recorded = recorded
@@ -100,5 +108,8 @@ class _Update:
         with torch.no_grad():
             here = self._boundaries.call_at(self._recorded, args, kwargs)
             gradients = here.gradients_of([self._iteration.parameters[i] for i in self._positions])
-            check = None if self._layer.is_affine else TrueHamiltonian(self._positions, here.alignment)
+            self._reduction.mean_(gradients)
+            check = None
+            if not self._layer.is_affine:
+                check = TrueHamiltonian(self._positions, lambda: self._reduction.mean(here.alignment()))
             self._iteration.maximise_layer_(self._positions, gradients, self._epsilon, check)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+#: Names of what :meth:`Reduction.read` is given that differs from process to process: means over its own samples.
+PER_PROCESS = frozenset({"trial", "base"})
+
+
+class ProcessError(RuntimeError):
+    """Another process has ended the training."""
 
 
 class Reduction:
     """Brings the scalars that decisions are taken on to the host, all at once.
 
-    With one process they are taken as they are. Whoever joins several overrides :meth:`read`.
+    With one process they are taken as they are. Whoever joins several overrides all methods: then every process calls
+    them in the same order, and gets the same.
     """
 
     def read(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -26,11 +34,28 @@ class Reduction:
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         found = {name: float(value) for name, value in values.items() if name not in tensors}
         if tensors:
-            found |= dict(zip(tensors, _stacked(list(tensors.values())).tolist(), strict=True))
+            found |= dict(zip(tensors, stacked(list(tensors.values())).tolist(), strict=True))
         return found
 
+    def miss(self) -> None:
+        """Instead of :meth:`read`, by who has nothing to read as loss or gradient are not finite."""
+        return
 
-def _stacked(scalars: list[Tensor]) -> Tensor:
+    def mean(self, value: float) -> float:
+        """The mean of a number over the processes."""
+        return value
+
+    def mean_(self, values: Sequence[Tensor]) -> None:
+        """Replaces tensors by their means over the processes."""
+        return
+
+    def most(self, numbers: Sequence[float]) -> list[float]:
+        """The largest of every number over the processes."""
+        return list(numbers)
+
+
+def stacked(scalars: Sequence[Tensor]) -> Tensor:
+    """Scalars of any dtype side by side, shape ``[n]``, in double precision where the device has it."""
     device = scalars[0].device
     plain = [s if s.dim() == 0 else s.reshape(()) for s in scalars]
     # One in double precision makes all of them so.

@@ -17,7 +17,7 @@ from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import Metric
-from lightning_bsqh.method.reduction import Reduction
+from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
@@ -95,6 +95,12 @@ class Stepper:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_packs": [], "_packed": None}
 
+    def share(self, reduction: Reduction) -> None:
+        """From now on takes all decisions together with other processes, on the samples of all of them."""
+        self._reduction = reduction
+        if self._gauss_seidel is not None:
+            self._gauss_seidel.reduction = reduction
+
     @torch.no_grad()
     def step(
         self,
@@ -135,8 +141,9 @@ class Stepper:
             with uninterrupted():
                 iteration.restore_(to_start=True)
                 augmentation.load_state_dict(rule)
-            if isinstance(error, Exception) and (loss := self._not_finite(adjoint, iteration)) is not None:
+            if _may_be_of_weights(error) and (loss := self._not_finite(adjoint, iteration)) is not None:
                 # With weights that are not finite a training_step may raise whatever it likes.
+                self._reduction.miss()
                 raise loss from None
             raise
         self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
@@ -225,20 +232,31 @@ class Stepper:
         if self.boundaries is None:
             return checks
         self._try_out(self.boundaries)
-        for layer, positions in self._located(self._checked, trained):
-            calls = len(self.boundaries.calls(layer))
+        located = self._located(self._checked, trained)
+        if not located:
+            return checks
+        counts = self._reduction.most([float(len(self.boundaries.calls(layer))) for layer, _ in located])
+        for (layer, positions), calls in zip(located, counts, strict=True):
             if calls > 1 or (calls == 1 and self._gauss_seidel is None):
-                checks.append(TrueHamiltonian(positions, partial(self.boundaries.alignment, layer)))
+                checks.append(TrueHamiltonian(positions, partial(self._alignment, self.boundaries, layer)))
         return checks
+
+    def _alignment(self, boundaries: Boundaries, layer: Layer) -> float:
+        return self._reduction.mean(boundaries.alignment(layer))
 
     def _try_out(self, boundaries: Boundaries) -> None:
         """Looks whether layers of no known kind are affine after all, on the inputs of two iterations."""
-        for layer in [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]:
-            calls = boundaries.calls(layer)
-            parameters = [p for p in layer.parameters.values() if p.requires_grad]
-            if not calls or not parameters:
+        open_to_doubt = [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]
+        if not open_to_doubt:
+            return
+        straight = [_looks_affine(layer, boundaries) for layer in open_to_doubt]
+        # Bent in one process is bent in all.
+        tried = self._reduction.most([float(s is not None) for s in straight])
+        bent = self._reduction.most([float(s is False) for s in straight])
+        for layer, is_tried, is_bent in zip(open_to_doubt, tried, bent, strict=True):
+            if not is_tried:
                 continue
-            if not all(call.again().is_affine_in(parameters) for call in calls):
+            if is_bent:
                 self._seen[layer.name] = _TRIED_OUT
                 continue
             self._seen[layer.name] = self._seen.get(layer.name, 0) + 1
@@ -269,6 +287,19 @@ class Stepper:
 
 def _needs_inputs(layer: Layer) -> bool:
     return not layer.is_affine
+
+
+def _may_be_of_weights(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, (NotFinite, ProcessError))
+
+
+def _looks_affine(layer: Layer, boundaries: Boundaries) -> bool | None:
+    """Whether a layer looks affine on its present inputs; None if it cannot be told."""
+    calls = boundaries.calls(layer)
+    parameters = [p for p in layer.parameters.values() if p.requires_grad]
+    if not calls or not parameters:
+        return None
+    return all(call.again().is_affine_in(parameters) for call in calls)
 
 
 def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:

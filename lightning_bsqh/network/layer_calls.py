@@ -211,6 +211,10 @@ class Boundaries:
         """Says how much the loss of each micro-batch counts in the loss of the whole data, 1 without it."""
         self._shares = list(shares)
 
+    def scale(self, factor: float) -> None:
+        """Makes every micro-batch count so many times as much."""
+        self._shares = [share * factor for share in self._shares]
+
     def calls(self, layer: Layer) -> list[Recorded]:
         """The calls of a layer that the loss depends on, in their order; empty if the layer cannot be run alone.
 

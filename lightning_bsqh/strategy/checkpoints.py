@@ -93,6 +93,8 @@ class Resumption:
         check_format(first)
         first.pop("format", None)
         random = first.pop("random", None)
+        # Those of several processes: each has taken its own before.
+        first.pop("random_of_processes", None)
         self._trained = first.pop("trained", [])
         self._within_batch = self._was_within_batch = first.pop("within_batch", False)
         self._random = None if random is None else random_state(random)

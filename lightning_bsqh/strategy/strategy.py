@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -26,27 +27,28 @@ from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
 from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
-from lightning_bsqh.strategy.devices import OneDeviceStrategy
+from lightning_bsqh.strategy.devices import DevicesStrategy
 from lightning_bsqh.strategy.full_batch import LightningFullBatch
 from lightning_bsqh.strategy.length import TrainingLength
 from lightning_bsqh.strategy.notices import Notices, say_how_it_ended
 from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
+from lightning_bsqh.strategy.process_options import ProcessOptions
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.sweeps.base import check_loss
+from lightning_bsqh.sweeps.base import Sweeps, check_loss
 from lightning_bsqh.trainer_access import callbacks_of, is_within_batch, trainer_of
 
 
-class BSQHStrategy(OneDeviceStrategy):
+class BSQHStrategy(DevicesStrategy):
     """Trains any LightningModule that returns a loss by the bSQH method instead of by its own optimizer.
 
-    ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the one device that the
-    Trainer chooses. The training step is ours: one forward and adjoint sweep through Lightning's closure,
-    then trial sweeps that leave no trace. Around it Lightning's loop of automatic optimisation stays in
-    charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once the
-    module is put back) and saves checkpoints by other rules; so hooks, logging, checkpoints and counters
-    are those of an ordinary training, and the module is left as it is.
+    ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the device or the devices that the
+    Trainer chooses, with a process for each as DDPStrategy has it. The training step is ours: one forward and adjoint
+    sweep through Lightning's closure, then trial sweeps that leave no trace. Around it Lightning's loop of automatic
+    optimisation stays in charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once
+    the module is put back) and saves checkpoints by other rules; so hooks, logging, checkpoints and counters are those
+    of an ordinary training, and the module is left as it is.
 
     Args:
         regularizer: R with its factor, such as ``L0(rho=1e-5)``; or several by name patterns, see
@@ -72,6 +74,14 @@ class BSQHStrategy(OneDeviceStrategy):
         reuse: Full-batch mode: whether a sweep that is known is used again where data and module are the same. Turn
             it off if training_step depends on something that neither shows, such as ``self.current_epoch``.
         on_stall: What happens when 20 batches in a row were skipped or rejected: ``"warn"`` or ``"raise"``.
+        find_unused_parameters: Several processes: as for DDPStrategy.
+        static_graph: As for DDPStrategy.
+        broadcast_buffers: Whether all processes take the buffers (BatchNorm statistics) of the first after a step.
+        process_group_backend: As for DDPStrategy. None takes ``"nccl"`` on CUDA and ``"gloo"`` on a CPU.
+        timeout: How long a process waits for the others. None takes torch's half an hour.
+        start_method: How the Trainer starts processes. None takes ``"fork"`` in a notebook and ``"popen"`` elsewhere.
+        weigh_batch: Several processes: a function that tells the number of samples in a batch, by which the loss of a
+            process is weighted. None takes the first dimension of its first tensor; ``"full"`` asks ``count_samples``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
@@ -101,12 +111,20 @@ class BSQHStrategy(OneDeviceStrategy):
         count_samples: Callable[[Any], int] | None = None,
         reuse: bool = True,
         on_stall: str = "warn",
+        find_unused_parameters: bool = False,
+        static_graph: bool = False,
+        broadcast_buffers: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = None,
+        start_method: str | None = None,
+        weigh_batch: Callable[[Any], int] | None = None,
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         self._options = BSQHOptions.among(locals())
+        self._process_options = ProcessOptions.among(locals())
         self._sweeps: LightningSweeps | LightningFullBatch | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
@@ -244,7 +262,7 @@ class BSQHStrategy(OneDeviceStrategy):
                 closure()
                 self._sweeps.take_back(stale)
                 return None
-            loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps, **kwargs)
+            loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps_for_step(), **kwargs)
             if self._sweeps.closure_was_withheld:
                 raise MisconfigurationException(
                     "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
@@ -261,6 +279,10 @@ class BSQHStrategy(OneDeviceStrategy):
             raise
         finally:
             self._sweeps.release()
+
+    def _sweeps_for_step(self) -> Sweeps:
+        assert self._sweeps is not None
+        return self._sweeps
 
     @override
     def backward(

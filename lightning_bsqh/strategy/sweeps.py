@@ -98,6 +98,11 @@ class LightningSweeps(Sweeps):
             self._came.drop_copies()
         self._left = self._came.again()
 
+    @property
+    def can_step(self) -> bool:
+        """Whether the last training_step has left a loss, and its batch for the trials."""
+        return self._has_loss and not self._batch_is_lost
+
     @override
     def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         self.boundaries = boundaries

@@ -108,7 +108,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def add_part(self, loss: float | None) -> None:
         """Adds the micro-batch's loss, and the gradients that the parameters hold, to the mean."""
         part = self._parts[len(self._outcomes) - 1]
-        if loss is None:
+        if loss is None or self._outcomes[-1] is None:
             part.samples = 0
         else:
             known = self._known
@@ -139,6 +139,11 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         if outcomes is not None:
             self._at_start = CachedPass(self._weights(), outcomes, self._mean.gradients, is_final=True)
         return torch.tensor(self._mean.loss, dtype=torch.float64)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples with a loss in this pass so far."""
+        return self._mean.samples
 
     def known_gradients(self) -> Sequence[Tensor | None] | None:
         """−G of the whole data where this pass uses it again; None if a graph is used, or nothing."""

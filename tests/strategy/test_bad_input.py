@@ -234,13 +234,6 @@ def test_half_precision_throughout_is_refused(make_trainer: Any, make_loader: An
     assert next(module.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", [{"devices": 2}, {"num_nodes": 2}])
-@pytest.mark.parametrize("strategy", [BSQHStrategy, lambda: "bsqh"], ids=["instance", "string"])
-def test_several_processes_are_refused(make_trainer: Any, options: dict[str, int], strategy: Any) -> None:
-    with pytest.raises(MisconfigurationException, match=r"BSQHStrategy runs on one (device|machine).*1"):
-        make_trainer(strategy(), **options)
-
-
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

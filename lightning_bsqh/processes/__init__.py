@@ -1,0 +1,1 @@
+"""Several processes that take one trajectory together (method §5)."""

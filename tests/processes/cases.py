@@ -1,0 +1,204 @@
+"""What the two processes of the tests do, in this order."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from lightning_bsqh import BSQHStrategy
+from lightning_bsqh.callbacks import BSQHMonitor
+from tests.problems import data
+from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
+from tests.processes.pair import Case
+from tests.processes.training import BATCH, Classes, Recorder, fit, loader, make_trainer
+from tests.processes.trajectories import OPTIONS
+from tests.strategy.small_modules import rejecting
+
+
+def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
+    """One of :data:`OPTIONS`."""
+    options = dict(OPTIONS[name])
+    module = options.pop("module", Classes)()
+    return fit(folder, devices, module, **options)
+
+
+def unequal(folder: Path, devices: int = 2, full: bool = False) -> dict[str, Any]:
+    """Of every batch of 12 the first process has 9 samples, the second 3."""
+    shares = [range(BATCH)] if devices == 1 else [range(9), range(9, BATCH)]
+    batches = [[start + i for i in shares[rank()]] for start in range(0, 8 * BATCH, BATCH)]
+    recorder = Recorder()
+    options: dict[str, Any] = {"batch_mode": "full", "kappa": 0.0, "max_iterations": 8} if full else {}
+    trainer = make_trainer(
+        BSQHStrategy(**options), folder, devices, callbacks=[recorder], use_distributed_sampler=False
+    )
+    trainer.fit(Classes(), DataLoader(TensorDataset(*data(8 * BATCH)), batch_sampler=batches))
+    return recorder.result()
+
+
+class Starts(Classes):
+    """Notes the buffers with which every forward sweep begins."""
+
+    def __init__(self) -> None:
+        super().__init__(normalized_network())
+        self.starts: list[Tensor] = []
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if torch.is_grad_enabled():
+            self.starts.append(torch.cat([b.double().flatten() for b in self.buffers()]).clone())
+        return super().training_step(batch, batch_idx)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def buffers(folder: Path, ours: bool) -> list[Tensor]:
+    """The running statistics of a training that moves nothing, ours or Lightning's DDP."""
+    module = Starts()
+    strategy: Any = rejecting(max_trials=2) if ours else DDPStrategy()
+    make_trainer(strategy, folder, 2, max_steps=10).fit(module, loader(2))
+    return module.starts
+
+
+def checkpoint(folder: Path, name: str, part: str, devices: int = 2, network: Any = None) -> dict[str, Any]:
+    """A training of 16 steps: the whole, or its first or second half with a checkpoint between them."""
+    recorder = Recorder()
+    path = folder / f"{name}.ckpt"
+    epochs = {"max_epochs": 1 if part == "first" else 2, "max_steps": -1}
+    trainer = make_trainer(BSQHStrategy(total_steps=16), folder, devices, callbacks=[recorder], **epochs)
+    module = Classes(None if network is None else network())
+    resumed = path if part == "second" else None
+    trainer.fit(module, loader(devices), ckpt_path=resumed, weights_only=True)
+    if part == "first":
+        trainer.save_checkpoint(path)
+    return recorder.result()
+
+
+def odd_batch(folder: Path, what: Any, **options: Any) -> dict[str, Any]:
+    """Something is wrong with the second process's fourth batch; nobody fails."""
+    recorder = Recorder()
+    trainer = make_trainer(BSQHStrategy(**options), folder, 2, callbacks=[recorder], max_steps=8)
+    trainer.fit(AtBatch(what, 3, 1), loader(2))
+    optimizer: Any = trainer.strategy.optimizers[0]
+    return {**recorder.result(), "global_step": trainer.global_step, "skipped": optimizer.skipped}
+
+
+def none_from_loader(folder: Path) -> dict[str, Any]:
+    """The second process's data loader gives None instead of its fourth batch."""
+    recorder = Recorder()
+    trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
+    trainer.fit(Classes(), _batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
+    return {**recorder.result(), "global_step": trainer.global_step}
+
+
+def _batches(places: Sequence[int | None]) -> DataLoader[Any]:
+    x, y = data(8 * BATCH)
+    half = BATCH // 2
+
+    def collate(items: list[Any]) -> Any:
+        place = items[0]
+        if place == -1:
+            raise OSError("no more disk in one process")
+        if place is None:
+            return None
+        start = place * BATCH + rank() * half
+        return x[start : start + half], y[start : start + half]
+
+    return DataLoader(list(places), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -> tuple[str, str, bool]:
+    """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
+    recorder = Recorder()
+    trainer = make_trainer(
+        BSQHStrategy(**options),
+        folder,
+        2,
+        callbacks=[recorder],
+        max_steps=8 if options.get("batch_mode") != "full" else -1,
+        max_epochs=2,
+        use_distributed_sampler=False,
+    )
+    module = Classes() if module is None else module()
+    given = range(8) if places is None else places()
+    try:
+        trainer.fit(module, _batches(list(given)))
+    except Exception as error:
+        weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+        before = recorder.points[-1] if recorder.points else weights
+        return type(error).__name__, str(error), torch.equal(weights, before)
+    return "", "", True
+
+
+def monitors(folder: Path, devices: int = 2) -> tuple[list[str], list[str]]:
+    """The columns of a log with all monitors, and the step of every row, as the file has them."""
+    logger = CSVLogger(folder, name="monitored", version=devices)
+    callbacks: list[L.Callback] = [BSQHMonitor(every_n_steps=1), LearningRateMonitor()]
+    trainer = make_trainer(
+        BSQHStrategy(), folder, devices, callbacks=callbacks, logger=logger, max_steps=6, log_every_n_steps=1
+    )
+    trainer.fit(Classes(), loader(devices))
+    trainer.strategy.barrier()
+    with (folder / "monitored" / f"version_{devices}" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return sorted(rows[0]), [row["step"] for row in rows]
+
+
+def _raises(**options: Any) -> Any:
+    return partial(AtBatch, fail, 3, 1, **options)
+
+
+def cases() -> list[tuple[str, Case]]:
+    """All, by name."""
+    found: list[tuple[str, Case]] = [(name, partial(trajectory, name=name)) for name in OPTIONS]
+    found += [("unequal", unequal), ("unequal, full batch", partial(unequal, full=True))]
+    found += [("buffers", partial(buffers, ours=True)), ("buffers of DDP", partial(buffers, ours=False))]
+    for name, network in (("plain", None), ("drawing", normalized_network)):
+        for part in ("whole", "first", "second"):
+            found.append((f"{name}, {part}", partial(checkpoint, name=name, part=part, network=network)))
+    found += [("resumed from one", partial(checkpoint, name="of one", part="second"))]
+    found += [
+        ("None", partial(odd_batch, what=nothing)),
+        ("NaN", partial(odd_batch, what=not_a_number)),
+        ("None from the loader", none_from_loader),
+        ("monitors", monitors),
+    ]
+    return found + [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
+
+
+def _broken_loader() -> list[int]:
+    return [-1 if i == 3 and rank() == 1 else i for i in range(8)]
+
+
+def _shorter_loader() -> list[int]:
+    return list(range(8 - rank()))
+
+
+def _first_fails_too() -> Any:
+    return AtBatch(fail, 3, rank())
+
+
+#: Trainings that one process or both end.
+ENDS: dict[str, dict[str, Any]] = {
+    "forward": {"module": _raises()},
+    "trial": {"module": _raises(in_trial=True)},
+    "trial, gauss-seidel": {"module": _raises(in_trial=True), "sweep": "gauss-seidel"},
+    "full batch": {"module": _raises(), "batch_mode": "full"},
+    "full batch, trial": {"module": _raises(in_trial=True), "batch_mode": "full"},
+    "loader": {"places": _broken_loader},
+    "shorter loader": {"places": _shorter_loader},
+    "both": {"module": _first_fails_too},
+}

@@ -1,0 +1,85 @@
+"""Processes that are started as users start them, and that die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from tests.processes import script
+from tests.processes.pair import environment, free_port
+
+SCRIPT = ["-m", "tests.processes.script"]
+#: Else torchrun's workers may find the addresses of those before the restart, where nobody answers.
+_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def run(arguments: list[str]) -> None:
+    """Runs Python in the project's root, with its output in the message if it fails."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **_STORE},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lightning_starts_the_processes(tmp_path: Path) -> None:
+    run([*SCRIPT, "launchers", str(tmp_path)])
+    found = [torch.load(tmp_path / f"{name}.pt") for name in ("fork", "popen0", "popen1")]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
+@pytest.fixture
+def dying_pair(tmp_path: Path) -> tuple[float, str]:
+    """For how long the first process went on after the second was killed, and with what it ended."""
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.SimpleQueue()
+    port = free_port()
+    processes = [context.Process(target=_dying, args=(rank, port, tmp_path, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    processes[1].join(120)
+    killed = time.monotonic()
+    processes[0].join(90)
+    assert processes[1].exitcode == -9
+    assert processes[0].exitcode == 0
+    return time.monotonic() - killed, queue.get()
+
+
+def _dying(rank: int, port: int, folder: Path, queue: Any) -> None:
+    os.environ.update(environment(rank, 2, port))
+    torch.set_num_threads(1)
+    try:
+        script.train(folder, 2, dies_after=12)
+    except BaseException as error:
+        queue.put(f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(0)
+
+
+def test_if_one_is_killed_the_other_ends_within_the_timeout(dying_pair: tuple[float, str]) -> None:
+    seconds, error = dying_pair
+    assert seconds < 60.0
+    assert "Connection closed by peer" in error or "Connection reset by peer" in error
+
+
+def test_torchrun_starts_again_and_nothing_is_lost(both: list[dict[str, Any]], tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    run([*torchrun, *SCRIPT, "elastic", str(tmp_path)])
+    for rank in range(2):
+        found = torch.load(tmp_path / f"elastic{rank}.pt")
+        assert torch.equal(found, both[rank]["plain, whole"]["points"][-1])

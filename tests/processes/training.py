@@ -1,0 +1,91 @@
+"""A small training in float64, alike in one process and in several."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from typing_extensions import override
+
+from lightning_bsqh import BSQHStrategy
+from lightning_bsqh.optimizer import BSQHOptimizer
+from tests.problems import cross_entropy, data, smooth_network
+
+#: Samples of one step, over all processes.
+BATCH = 12
+STEPS = 50
+
+
+class Classes(L.LightningModule):
+    """Three classes of noisy data by a smooth network."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net = smooth_network() if network is None else network
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(self.net, *batch)
+
+
+class Recorder(L.Callback):
+    """Parameters, buffers, ε and report after every step."""
+
+    def __init__(self) -> None:
+        self.points: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        self.reports: list[tuple[Any, ...]] = []
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        optimizer = trainer.strategy.optimizers[0]
+        assert isinstance(optimizer, BSQHOptimizer)
+        report = optimizer.last_step
+        if report is None:
+            return
+        self.points.append(torch.cat([p.detach().flatten() for p in pl_module.parameters()]))
+        self.buffers.append(torch.cat([torch.zeros(1), *(b.detach().flatten() for b in pl_module.buffers())]))
+        epsilon = optimizer.augmentation.epsilon
+        self.reports.append((*(v if v == v else None for v in vars(report).values()), epsilon))
+
+    def result(self) -> dict[str, Any]:
+        return {"points": torch.stack(self.points), "buffers": torch.stack(self.buffers), "reports": self.reports}
+
+
+def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLoader[Any]:
+    """Batches in their order; of each of ``batch`` samples every process gets an equal share."""
+    found = TensorDataset(*data(samples))
+    if devices == 1:
+        return DataLoader(found, batch_size=batch)
+    sampler = DistributedSampler(found, devices, int(os.environ["RANK"]), shuffle=False)
+    return DataLoader(found, batch_size=batch // devices, sampler=sampler)
+
+
+def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: Any) -> L.Trainer:
+    warnings.filterwarnings("ignore")
+    given: dict[str, Any] = {
+        "max_epochs": -1,
+        "max_steps": STEPS,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        **options,
+    }
+    return L.Trainer(strategy=strategy, accelerator="cpu", devices=devices, default_root_dir=folder, **given)
+
+
+def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **options: Any) -> dict[str, Any]:
+    """What a training of 50 steps leaves; every process takes its share of each batch."""
+    fit_options = {k: options.pop(k) for k in ("max_epochs", "max_steps") if k in options}
+    samples = options.pop("samples", 8 * BATCH)
+    recorder = Recorder()
+    trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)
+    trainer.fit(module or Classes(), loader(devices, samples=samples))
+    return recorder.result()

@@ -1,0 +1,70 @@
+"""Trainings that have to be the same in one process and in two: options of :func:`tests.processes.training.fit`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lightning_bsqh import (
+    L0,
+    L1,
+    L2,
+    NM,
+    Backtracking,
+    Box,
+    Cardinality,
+    Curvature,
+    Discrete,
+    ElasticNet,
+    GroupL0,
+    LHalf,
+    LTwoThirds,
+)
+from tests.processes.networks import Checkpointed, Thawing, bent_network
+from tests.processes.training import BATCH, STEPS, Classes
+
+# From starts at which some trials are rejected.
+CURVATURE, BACKTRACKING = partial(Curvature, epsilon=2.0), partial(Backtracking, epsilon=5.0, sigma=1.5, zeta=0.9)
+# Two micro-batches to a pass.
+_FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": STEPS, "kappa": 0.0, "samples": 2 * BATCH}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "euclidean": {"metric": "euclidean"},
+    "jacobi, curvature": {"augmentation": CURVATURE()},
+    "jacobi, backtracking": {"augmentation": BACKTRACKING()},
+    "gauss-seidel, curvature": {"sweep": "gauss-seidel", "augmentation": CURVATURE()},
+    "gauss-seidel, backtracking": {"sweep": "gauss-seidel", "augmentation": BACKTRACKING()},
+    "full batch, curvature": {**_FULL, "augmentation": CURVATURE()},
+    "full batch, backtracking": {**_FULL, "augmentation": BACKTRACKING()},
+    "full batch, no reuse": {**_FULL, "reuse": False},
+    "true K, jacobi": {"module": lambda: Classes(bent_network()), "augmentation": CURVATURE()},
+    "true K, gauss-seidel": {"module": lambda: Classes(bent_network()), "sweep": "gauss-seidel"},
+    "true K, full batch": {**_FULL, "module": lambda: Classes(bent_network()), "max_epochs": 10},
+    "checkpointed": {"module": Checkpointed},
+    "unfrozen later": {"module": Thawing},
+    "static graph": {"static_graph": True},
+    "unused parameters": {"find_unused_parameters": True},
+}
+_REGULARIZERS = {
+    "L0": L0(rho=1e-4),
+    "L1": L1(rho=1e-3),
+    "L2": L2(rho=1e-3),
+    "elastic net": ElasticNet(1e-3, 1e-3),
+    "half": LHalf(rho=1e-3),
+    "two thirds": LTwoThirds(rho=1e-3),
+    "groups": GroupL0(rho=1e-3),
+    "cardinality": Cardinality(0.7),
+    "cardinality by rows": Cardinality(0.5, scope="row"),
+    "pattern": NM(1, 2),
+    "box": Box(-0.6, 0.6, L0(rho=1e-4)),
+    "sum": Cardinality(0.7) + L2(rho=1e-3),
+    "discrete": Discrete([-0.5, 0.0, 0.5]),
+    "by names": {"net.0": GroupL0(rho=1e-3), "net.2": Cardinality(0.6)},
+}
+OPTIONS |= {name: {"regularizer": r, "augmentation": CURVATURE()} for name, r in _REGULARIZERS.items()}
+# Whose maximiser is one layer's own affair.
+OPTIONS |= {
+    f"gauss-seidel, {name}": {"regularizer": _REGULARIZERS[name], "sweep": "gauss-seidel"}
+    for name in ("L0", "L1", "groups", "discrete")
+}
