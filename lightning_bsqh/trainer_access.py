@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import lightning.pytorch as pl
+from lightning_bsqh.namespace import pl
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

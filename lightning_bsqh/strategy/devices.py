@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_bsqh.namespace import MisconfigurationException, SingleDeviceStrategy
 
 
 class OneDeviceStrategy(SingleDeviceStrategy):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-
+from lightning_bsqh.namespace import MisconfigurationException, pl, rank_zero_info, rank_zero_warn
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_bsqh.method.stall import nothing_moved, summary
+from lightning_bsqh.namespace import pl, rank_zero_info, rank_zero_warn
 from lightning_bsqh.network.tree import versions
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.strategy.configured import parameters_of

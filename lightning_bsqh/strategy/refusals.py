@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch import callbacks as known
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from lightning_bsqh.namespace import (
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    MisconfigurationException,
+    StochasticWeightAveraging,
+    pl,
+    rank_zero_warn,
+)
 from lightning_bsqh.trainer_access import callbacks_of
 
 _NO_AVERAGES = "averaged weights have no exact zeros"
@@ -66,8 +68,8 @@ def refuse_callbacks(trainer: pl.Trainer) -> None:
         StochasticWeightAveraging: _NO_AVERAGES,
         GradientAccumulationScheduler: _NO_ACCUMULATION,
     }
-    if hasattr(known, "WeightAveraging"):  # Not in the oldest Lightning that is supported.
-        refused[known.WeightAveraging] = _NO_AVERAGES
+    if hasattr(pl.callbacks, "WeightAveraging"):  # Not in the oldest Lightning that is supported.
+        refused[pl.callbacks.WeightAveraging] = _NO_AVERAGES
     callbacks: Sequence[pl.Callback] = callbacks_of(trainer)
     for callback in callbacks:
         for kind, reason in refused.items():

@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.plugins import CheckpointIO, Precision
-from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.namespace import (
+    Accelerator,
+    CheckpointIO,
+    MisconfigurationException,
+    ModelSummary,
+    Precision,
+    StrategyRegistry,
+    TrainerFn,
+    is_overridden,
+    pl,
+    rank_zero_info,
+)
 from lightning_bsqh.network.layers import LayerChoice, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.options import BSQHOptions

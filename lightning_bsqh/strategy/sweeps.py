@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.network.batch_state import BatchState
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.module_state import Memory, ModuleState

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from lightning_bsqh.namespace import pl
 
-class ImageClassifier(L.LightningModule):
+
+class ImageClassifier(pl.LightningModule):
     """Trains a network by cross-entropy; has no optimizer of its own, the strategy brings it.
 
     Args:
