@@ -12,12 +12,13 @@ from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.namespace import (
+    NAME,
+    OTHER,
     Accelerator,
     CheckpointIO,
     MisconfigurationException,
     ModelSummary,
     Precision,
-    StrategyRegistry,
     TrainerFn,
     is_overridden,
     pl,
@@ -36,6 +37,7 @@ from lightning_bsqh.strategy.notices import Notices, say_how_it_ended
 from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
+from lightning_bsqh.strategy.registration import WAY_OUT, register
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
 from lightning_bsqh.sweeps.base import check_loss
 from lightning_bsqh.trainer_access import callbacks_of, trainer_of
@@ -332,6 +334,10 @@ class BSQHStrategy(OneDeviceStrategy):
             self._progress.detach()
         self._progress = None
 
+    def __repr__(self) -> str:
+        # A Trainer of the other name refuses it with nothing but this in its message.
+        return f"<{type(self).__name__} for a Trainer of {NAME}; for one of {OTHER}: {WAY_OUT}>"
+
     @classmethod
     @override
     def register_strategies(cls, strategy_registry: Any) -> None:
@@ -343,5 +349,4 @@ def _no_optimizer() -> None:
     return None
 
 
-if BSQHStrategy.strategy_name not in StrategyRegistry.available_strategies():
-    BSQHStrategy.register_strategies(StrategyRegistry)
+register(BSQHStrategy, BSQHStrategy.strategy_name)
