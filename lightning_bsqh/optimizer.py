@@ -21,6 +21,7 @@ from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
 from lightning_bsqh.method.stall import Stalled, StallWatch
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
+from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.roles import role_of
 from lightning_bsqh.optimizer_state import FORMAT, check_state
@@ -403,19 +404,24 @@ class BSQHOptimizer(torch.optim.Optimizer):
             ValueError: If there is no closure, batches are empty or for the other mode, total_steps is missing for a
                 ramp, or the first loss is not finite.
         """
-        if closure is None:
+        if closure is None and sweeps is None:
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._own_sweeps(batches)
         boundaries = self._stepper.boundaries
         try:
-            adjoint = sweeps.forward_adjoint(closure, boundaries)
+            adjoint = sweeps.forward_adjoint(closure, boundaries)  # type: ignore[arg-type]
             if adjoint.is_complete:
                 self._iterate(adjoint)
         finally:
             if boundaries is not None and (sys.exc_info()[0] is not None or adjoint.is_complete):
                 boundaries.clear()
         return adjoint.loss
+
+    @property
+    def boundaries(self) -> Boundaries | None:
+        """Records states and adjoints during the forward sweep; None if no layer needs them."""
+        return self._stepper.boundaries
 
     def _own_sweeps(self, batches: Iterable[Any] | None) -> Sweeps:
         if batches is not None and self.full_batch is None:

@@ -138,6 +138,10 @@ class Notices:
         self._rates = Rates(optimizer)
         self._unused = Unused(optimizer)
 
+    def at_start(self) -> None:
+        """Called when the training begins, with what a checkpoint has brought."""
+        self._rates.after_step()
+
     def before_step(self) -> None:
         """Called when the optimizer is about to step."""
         self._rates.before_step()

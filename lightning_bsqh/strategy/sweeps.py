@@ -140,12 +140,7 @@ class LightningSweeps(Sweeps):
             yield
 
     def _evaluate(self) -> Tensor | float:
-        assert self._start is not None, "training_step comes first"
-        with (
-            without_trace(self._module, self._start, self._before, self._devices),
-            self._batch_as_it_came(),
-            self.outside_training_step(),
-        ):
+        with self._trial_context():
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):
                 batch = self._batch
@@ -153,6 +148,17 @@ class LightningSweeps(Sweeps):
                 return check_loss(trial_loss(batch[0], batch_idx), "trial_loss", adjoint=False)
             loss = loss_of(self._module.training_step(*self._batch))
             return float("nan") if loss is None else check_loss(loss, "training_step", adjoint=False)
+
+    @contextmanager
+    def _trial_context(self) -> Iterator[None]:
+        """What a trial runs in."""
+        assert self._start is not None, "training_step comes first"
+        with (
+            without_trace(self._module, self._start, self._before, self._devices),
+            self._batch_as_it_came(),
+            self.outside_training_step(),
+        ):
+            yield
 
     @contextmanager
     def _batch_as_it_came(self) -> Iterator[None]:
