@@ -16,7 +16,7 @@ from lightning_bsqh.namespace import (
 from lightning_bsqh.strategy.manual import refuse_manual
 from lightning_bsqh.trainer_access import callbacks_of
 
-_NO_AVERAGES = "averaged weights have no exact zeros"
+_NO_AVERAGES = "averaged weights have no exact zeros (those of EMAWeightAveraging are made to have them)"
 
 
 def refuse_module(model: pl.LightningModule, precision: str, batch_mode: str) -> None:
@@ -57,8 +57,6 @@ def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def refuse_callbacks(trainer: pl.Trainer) -> None:
     """Raises MisconfigurationException for callbacks that cannot work, and warns of those that do nothing."""
     refused: dict[type, str] = {StochasticWeightAveraging: _NO_AVERAGES}
-    if hasattr(pl.callbacks, "WeightAveraging"):  # Not in the oldest Lightning that is supported.
-        refused[pl.callbacks.WeightAveraging] = _NO_AVERAGES
     callbacks: Sequence[pl.Callback] = callbacks_of(trainer)
     for callback in callbacks:
         for kind, reason in refused.items():

@@ -27,6 +27,7 @@ from lightning_bsqh.network.layers import LayerChoice, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.strategy.averaging import keep_zeros
 from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
 from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
 from lightning_bsqh.strategy.devices import OneDeviceStrategy
@@ -199,6 +200,7 @@ class BSQHStrategy(OneDeviceStrategy):
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
         self._length.begin()
+        keep_zeros(self._trainer, self.lightning_module, self._optimizer)
         if self._notices is not None:
             self._notices.at_start()
         # A training that had finished is resumed.
