@@ -44,8 +44,7 @@ class ScaledSweeps(Sweeps):
         self._pass = self._sweeps.forward_adjoint(closure, self._boundaries)
         if self._boundaries is not None:
             # The adjoints that were recorded are scaled, too, and nobody else unscales them.
-            shares = getattr(self._sweeps, "shares", [1.0])
-            self._boundaries.weigh([share / self._scale for share in shares])
+            self._boundaries.unscale(self._scale)
         return self._pass.loss
 
     @override

@@ -126,11 +126,6 @@ class AccumulationWindow(LightningFullBatch):
             parameter.grad = gradient
         return total
 
-    @property
-    def shares(self) -> list[float]:
-        """How much the loss of each batch counts in that of the window."""
-        return [part.samples / self._mean.samples for part in self._parts] if self._mean.samples else []
-
 
 def _rows(batch: Any) -> int:
     """The number of samples in a batch; all batches count alike where it cannot be told."""
