@@ -3,9 +3,10 @@
     python benchmarks/launches.py [--networks lenet5 resnet18 transformer] [--methods sgd adam bsqh l0 …]
 
 Counts are exact on any machine: a GPU launches what a CPU calls. A call is one of an ATen operator as the dispatcher
-sees it, views included; a wait is an operator that hands a number from the device to the host. Both are counted from
-the beginning of a batch to its end, in the Trainer, without the data loader. "after" is a step in which the sparsity
-no longer rises, "tightening" one in which it does. SGD and Adam run with foreach=True, as on a GPU.
+sees it, views included; a wait is an operator that hands a number from the device to the host, or one reading of the
+numbers that a trial is judged by. Both are counted from the beginning of a batch to its end, in the Trainer, without
+the data loader. "after" is a step in which the sparsity no longer rises, "tightening" one in which it does. SGD and
+Adam run with foreach=True, as on a GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import argparse
 import logging
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import torch
@@ -27,11 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import L0, L1, L2, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
+from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
-#: Operators that hand a number to the host, or whose result has a size that depends on the data. torch.equal is not
-#: among them: states of generators are compared on the host, and buffers only where they lie there.
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item")
+#: Operators that hand a number to the host, or whose result has a size that depends on the data.
+WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "item", "equal")
 STEPS = 24
 
 
@@ -99,7 +101,8 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         self.calls += 1
-        self.waits += name in WAITS
+        # States of generators are bytes on the host, whatever the device.
+        self.waits += name in WAITS and not (name == "equal" and args[0].dtype == torch.uint8)
         self.by_name[name] = self.by_name.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
 
@@ -132,6 +135,19 @@ class Counter(pl.Callback):
         return statistics.mean(c.waits / max(t, 1) for c, t in zip(self.steps[2:], self.trials[2:], strict=True))
 
 
+def reading(counter: Counter) -> Any:
+    """A ``Reduction.read`` that counts as one wait, as it is one transfer."""
+    read = Reduction.read
+
+    def counted(self: Reduction, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        before = counter.steps[-1].waits
+        found = read(self, values)
+        counter.steps[-1].waits = before + 1
+        return found
+
+    return mock.patch.object(Reduction, "read", counted)
+
+
 def count(network: str, method: str) -> Counter:
     """Trains a few steps and counts."""
     pl.seed_everything(0, verbose=False)
@@ -151,7 +167,8 @@ def count(network: str, method: str) -> Counter:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Module(make(), method), loader)
+    with reading(counter):
+        trainer.fit(Module(make(), method), loader)
     return counter
 
 

@@ -44,6 +44,11 @@ class BSQHOptions:
     #: The options of full-batch mode, None in mini-batch mode.
     full_batch: FullBatch | None = field(init=False, repr=False, compare=False)
 
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> BSQHOptions:
+        """The options among the arguments of a constructor that takes all of them, its ``locals()``."""
+        return cls(**{f.name: arguments[f.name] for f in fields(cls) if f.init})
+
     def __post_init__(self) -> None:
         full_batch = make_full_batch(self.batch_mode, self.kappa, self.max_iterations, self.count_samples, self.reuse)
         object.__setattr__(self, "full_batch", full_batch)

@@ -229,7 +229,8 @@ def test_a_price_takes_nothing_that_no_gradient_has_reached(regularizer: Regular
     assert optimizer.sparsity() < 0.5
 
 
-def test_what_no_gradient_reaches_comes_last_where_weights_compete() -> None:
+@pytest.mark.parametrize("minimum", [0, 1, 3])
+def test_what_no_gradient_reaches_comes_last_where_weights_compete(minimum: int) -> None:
     class Unused(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -240,8 +241,7 @@ def test_what_no_gradient_reaches_comes_last_where_weights_compete() -> None:
 
     network = Unused()
     x, y = data()
-    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0)))
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.9, ramp=(0.0, 0.0), minimum=minimum))
     optimizer.step(lambda: cross_entropy(network, x, y))
-    # But for the one that every tensor keeps.
-    assert torch.count_nonzero(network.unused.weight) <= 1
+    assert torch.count_nonzero(network.unused.weight) == minimum
     assert optimizer.sparsity() == pytest.approx(0.9, abs=2e-3)

@@ -37,6 +37,7 @@ class HamiltonianMonitor(pl.Callback):
 
     def __init__(self, every_n_steps: int | None = 50) -> None:
         self.every_n_steps = None if every_n_steps is None else integer("every_n_steps", every_n_steps, low=1)
+        self._logged: Mapping[str, LayerReport] | None = None
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,12 +57,12 @@ class HamiltonianMonitor(pl.Callback):
     ) -> None:
         optimizer = bsqh_optimizer(trainer, type(self).__name__)
         layers = optimizer.last_layers
-        if optimizer.record_layers and layers is not None:
+        # In full-batch mode the batches until the next iteration find the same report.
+        if optimizer.record_layers and layers is not None and layers is not self._logged:
             values = hamiltonian_values(layers)
             show(pl_module, {key: values[key] for key in ("hamiltonian/total", "pmp_residual/total")}, in_bar=None)
             write(trainer, values)
-            # In full-batch mode the batches until the next iteration find the same report.
-            optimizer.last_layers = None
+            self._logged = layers
         optimizer.record_layers = False
 
 

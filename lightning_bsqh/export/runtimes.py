@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import io
 import logging
@@ -54,12 +55,9 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrit
         FileExistsError: If the file exists and ``overwrite`` is false.
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"ONNX needs onnx, onnxscript and onnxruntime: {_INSTALL}") from error
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+        raise ModuleNotFoundError(f"ONNX needs onnx, onnxscript and onnxruntime: {_INSTALL}")
+    import onnxruntime
 
     def write(inputs: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
         names = _argument_names(model, len(inputs))

@@ -22,7 +22,7 @@ from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
-from lightning_bsqh.network.packing import Pack, make_packs
+from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
@@ -201,6 +201,7 @@ class Stepper:
     def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
         key = (list(trained.parameters), regularized)
         if self._packed != key or not all(pack.is_current() for pack in self._packs):
+            check_dtypes(trained.parameters)
             self._metric.repack()
             self._packs = make_packs(list(trained.parameters.values()), set(regularized))
             self._packed = key

@@ -65,11 +65,14 @@ class _Comparison:
         return self._same_objects(first, second)
 
     def _same_objects(self, first: Any, second: Any) -> bool:
-        spaces = [self._contents[i].get(id(getattr(o, "__dict__", None))) for i, o in enumerate((first, second))]
-        if first is not second and all(spaces) and type(first) is type(second):
+        mine, others = self._attributes(0, first), self._attributes(1, second)
+        if first is not second and mine is not None and others is not None and type(first) is type(second):
             # Two objects of one class, known by their attributes.
-            return all(map(self._same_content, *spaces))  # type: ignore[arg-type]
+            return all(map(self._same_content, mine, others))
         return same(first, second)
+
+    def _attributes(self, side: int, thing: Any) -> list[tuple[Any, ...]] | None:
+        return self._contents[side].get(id(getattr(thing, "__dict__", None)))
 
     def _same_content(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
         (names, values), (other_names, other_values) = first, second

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain, compress, count
 from typing import Any
 
 from lightning_bsqh.network.reach import ATOMS
 from lightning_bsqh.network.things import Thing
+
+#: Names and values of one thing.
+_Entries = tuple[list[Any], list[Any]]
 
 
 class Contents:
@@ -48,28 +52,42 @@ class Contents:
             now = Contents(self.things)
         if self.is_as(now):
             return
-        for thing, before, after in zip(self.things, self.each(), now.each(), strict=True):
-            if not _identical(before, after):
-                thing.put(*before)
+        for thing, before, _ in self._differing(now):
+            thing.put(*before)
 
-    def each(self) -> Iterator[tuple[list[Any], list[Any]]]:
+    def each(self) -> Iterator[_Entries]:
         """Names and values of one thing after the other; no names where there are none."""
-        ends = [0]
-        for size in self._sizes:
-            ends.append(ends[-1] + size)
-        name = 0
-        for thing, (start, end) in zip(self.things, pairwise(ends), strict=True):
-            names = self._names[name : name + end - start] if thing.is_named else []
-            name += len(names)
-            yield names, self._values[start:end]
+        bounds = self._bounds()
+        return (self._entries(i, bounds) for i in range(len(self.things)))
+
+    def _differing(self, other: Contents) -> Iterator[tuple[Thing, _Entries, _Entries]]:
+        """The things that hold something else, with what they hold here and there."""
+        mine, others = self._bounds(), other._bounds()
+        for i in self._suspects(other):
+            before, after = self._entries(i, mine), other._entries(i, others)
+            if not _identical(before, after):
+                yield self.things[i], before, after
+
+    def _suspects(self, other: Contents) -> Iterable[int]:
+        """Positions of the things to look at: a few, as hardly anything changes in a step, unless sizes did."""
+        if self._sizes != other._sizes or not all(map(operator.is_, self._names, other._names)):
+            return range(len(self.things))
+        ends = list(accumulate(self._sizes))
+        changed = compress(count(), map(operator.is_not, self._values, other._values))
+        return sorted({bisect_right(ends, place) for place in changed})
+
+    def _bounds(self) -> tuple[list[int], list[int]]:
+        """Where the names and the values of each thing begin, and where the last ones end."""
+        named = [size if thing.is_named else 0 for size, thing in zip(self._sizes, self.things, strict=True)]
+        return list(accumulate(named, initial=0)), list(accumulate(self._sizes, initial=0))
+
+    def _entries(self, i: int, bounds: tuple[list[int], list[int]]) -> _Entries:
+        names, values = bounds
+        return self._names[names[i] : names[i + 1]], self._values[values[i] : values[i + 1]]
 
     def changed_since(self, other: Contents) -> list[Thing]:
         """The things whose objects have come, gone or been replaced; plain numbers and strings do not count."""
-        return [
-            thing
-            for thing, before, after in zip(self.things, other.each(), self.each(), strict=True)
-            if not _identical(before, after) and _objects(before[1]) != _objects(after[1])
-        ]
+        return [thing for thing, after, before in self._differing(other) if _objects(before[1]) != _objects(after[1])]
 
 
 def _same_names(first: list[Any], second: list[Any]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_bsqh._validation import names, shown
 from lightning_bsqh.network.affine import is_affine_module
+from lightning_bsqh.network.packing import check_real
 from lightning_bsqh.network.roles import Role, role_of, tensors_of
 
 #: Which modules are the layers: ``"leaf"``, name patterns, or a predicate of name and module.
@@ -44,6 +45,11 @@ class Layer:
     modules: list[nn.Module] = field(default_factory=list)
     chosen: bool = False
     is_seen_affine: bool = False
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The tensors that the optimizer is given, frozen ones, too."""
+        return [p for n, p in self.parameters.items() if n not in self.waiting]
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -91,7 +97,8 @@ def find_layers(
             outermost counts; what is left over is divided as by ``"leaf"``.
 
     Raises:
-        TypeError: If an entry of ``params`` is none of the above, or complex; if ``layers`` is none of the above.
+        TypeError: If an entry of ``params`` is none of the above, or is complex and trained; if
+            ``layers`` is none of the above.
         ValueError: If there is no trainable parameter, one comes twice, a pattern matches nothing, or two patterns
             of ``layers`` claim the same parameter.
     """
@@ -109,9 +116,7 @@ def find_layers(
         raise ValueError(
             "params holds no trainable parameter (none has requires_grad=True): there is nothing to train."
         )
-    for layer in found:
-        for name, parameter in layer.parameters.items():
-            _check_dtype(name, parameter)
+    check_real({name: p for layer in found for name, p in layer.trained.items()})
     if regularize is not None:
         _select(found, regularize)
     return found
@@ -146,15 +151,6 @@ def _entries(params: Any) -> list[Any]:
             f" params and name, got {shown(params)}."
         )
     return list(params)
-
-
-def _check_dtype(name: str, parameter: Tensor) -> None:
-    if not parameter.is_floating_point():
-        raise TypeError(
-            f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and"
-            " imaginary part as two real parameters (torch.view_as_real, and torch.complex where they are used), or"
-            " freeze it with requires_grad_(False)."
-        )
 
 
 def check_layers(choice: LayerChoice) -> None:

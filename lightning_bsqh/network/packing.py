@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -89,6 +89,36 @@ def make_packs(parameters: Sequence[Tensor], first: Collection[int]) -> list[Pac
     for i in sorted(range(len(parameters)), key=lambda i: i not in first):
         groups.setdefault((parameters[i].device, parameters[i].dtype), []).append(i)
     return [Pack([parameters[i] for i in group], group) for group in groups.values()]
+
+
+def check_dtypes(parameters: Mapping[str, Tensor]) -> None:
+    """Refuses what cannot be trained by steps that are compared with each other.
+
+    Args:
+        parameters: All that are trained, by their full names.
+
+    Raises:
+        TypeError: If one of them is not real and floating, or is in half precision; the message names it.
+    """
+    check_real(parameters)
+    for name, parameter in parameters.items():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"params: {name} has dtype {parameter.dtype}, in which the change of a weight or of the loss over"
+                " a step is rounded away: keep parameters in float32 and compute in half precision with"
+                " torch.autocast (in Lightning precision='bf16-mixed')."
+            )
+
+
+def check_real(parameters: Mapping[str, Tensor]) -> None:
+    """Raises TypeError unless all of these are real and floating; the message names the one that is not."""
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise TypeError(
+                f"params: {name} has dtype {parameter.dtype}; only real floating ones can be trained. Keep real and"
+                " imaginary part as two real parameters (torch.view_as_real, and torch.complex where they are used),"
+                " or freeze it with requires_grad_(False)."
+            )
 
 
 def _flat(parameter: Tensor) -> Tensor:

@@ -42,11 +42,10 @@ class TensorCopies:
                 _put(tensor, value)
             return
         for views, values in zip(layout.packs, self._packed, strict=True):
-            # On other devices the comparison would be a reason to wait.
-            if values.device.type != "cpu" or not equal(torch.cat(views), values):
+            if not _on_host(values) or not equal(torch.cat(views), values):
                 torch._foreach_copy_(views, list(values.split([view.numel() for view in views])))
         for i, value in zip(layout.single, self._single, strict=True):
-            if value.device.type != "cpu" or not equal(layout.tensors[i], value):
+            if not _on_host(value) or not equal(layout.tensors[i], value):
                 _put(layout.tensors[i], value)
 
     def is_as(self, other: TensorCopies) -> bool:
@@ -184,6 +183,11 @@ def is_writable(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return True
     return not any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether a look at it costs nothing; elsewhere it would be a reason to wait for the device."""
+    return tensor.device.type == "cpu"
 
 
 def equal(first: Tensor, second: Tensor) -> bool:

@@ -107,7 +107,7 @@ def _weights(state: Mapping[Any, Any], layers: Sequence[str], notes: list[str]) 
         name = str(key)
         try:
             nonzero = _nonzero(tensor)
-        except (RuntimeError, NotImplementedError, ValueError):
+        except (RuntimeError, ValueError):
             left_out.append(name)
             continue
         # A layer may be a block that has the tensor further inside.

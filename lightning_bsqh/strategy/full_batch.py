@@ -122,7 +122,7 @@ class LightningFullBatch(FullBatchSweeps["LightningMicroBatch"]):
         return AdjointPass(loss, self.trial, 0.0 if loss is None else self.resolution(loss), self.undo)
 
     def _forward_adjoint(self, closure: Callable[..., Any]) -> Tensor | None:
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad(), self.pooling():
             loss: Tensor | None = closure()
         if not self._is_whole or not self._outcomes:
             return loss

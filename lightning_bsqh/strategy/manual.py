@@ -44,7 +44,8 @@ class ManualSweeps(LightningSweeps):
         for parameter in self._module.parameters():
             parameter.grad = None
         self.begin(self._arguments)
-        found = closure()
+        with self.pooling():
+            found = closure()
         self.end(self._arguments, has_loss=True)
         if found is None or any(p.grad is not None for p in self._module.parameters()):
             raise MisconfigurationException(

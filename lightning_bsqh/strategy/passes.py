@@ -91,7 +91,8 @@ class Passes:
             sweeps.enter(batch)
             return step()
         sweeps.begin(batch)
-        output = step()
+        with sweeps.pooling():
+            output = step()
         loss = loss_of(output)
         sweeps.end(batch, has_loss=loss is not None)
         if loss is not None:

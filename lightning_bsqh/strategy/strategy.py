@@ -109,24 +109,7 @@ class BSQHStrategy(OneDeviceStrategy):
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
-        self._options = BSQHOptions(
-            regularizer=regularizer,
-            augmentation=augmentation,
-            epsilon=epsilon,
-            metric=metric,
-            eta=eta,
-            max_trials=max_trials,
-            regularize=regularize,
-            total_steps=total_steps,
-            layers=layers,
-            sweep=sweep,
-            batch_mode=batch_mode,
-            kappa=kappa,
-            max_iterations=max_iterations,
-            count_samples=count_samples,
-            reuse=reuse,
-            on_stall=on_stall,
-        )
+        self._options = BSQHOptions.among(locals())
         self._passes: Passes | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None

@@ -100,7 +100,7 @@ class LightningSweeps(Sweeps):
     @override
     def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         self.boundaries = boundaries
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad():
             loss = closure()
         self.closure_was_withheld = loss is None and self._has_loss
         if loss is None or self._batch_is_lost:
@@ -157,6 +157,7 @@ class LightningSweeps(Sweeps):
             without_trace(self._module, self._start, self._before, self._devices),
             self._batch_as_it_came(),
             self.outside_training_step(),
+            self.pooling(),
         ):
             yield
 

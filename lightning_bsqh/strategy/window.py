@@ -65,7 +65,8 @@ class AccumulationWindow(LightningFullBatch):
             self._end_part_without_loss()
             self._place = self._next_place(place, trainer.accumulate_grad_batches)
             self._at = at
-        output = super().forward_sweep(batch, self._place, is_last, step)
+        with self.pooling():
+            output = super().forward_sweep(batch, self._place, is_last, step)
         self.raw_loss = loss_of(output)
         return output
 
@@ -107,7 +108,7 @@ class AccumulationWindow(LightningFullBatch):
 
     @override
     def _forward_adjoint(self, closure: Callable[..., Any]) -> Tensor | None:
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad():
             loss: Tensor | None = closure()
         if not self._is_last or not self._outcomes:
             self.closure_was_withheld = loss is None and bool(self._outcomes) and self._parts[-1].has_loss

@@ -74,20 +74,20 @@ class Sweeps(ABC):
         """Relative rounding error of the loss; 0 in double precision, where differences are taken as they are."""
         return 0.0 if loss.dtype == torch.float64 else torch.finfo(loss.dtype).eps
 
-    def _pooling(self) -> AbstractContextManager[Any]:
-        """What every forward runs in: quicker pooling on a CPU, where there is some."""
+    def pooling(self) -> AbstractContextManager[Any]:
+        """What every forward, and nothing else, runs in: quicker pooling on a CPU, where there is some."""
         return self._quick.forward() if all(device.type == "cpu" for device in self._devices) else nullcontext()
 
     def _run_trial(self, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
         """Evaluates without an autograd graph, unless the loss itself takes derivatives (gradient penalties)."""
         if not self._trials_need_graph:
             try:
-                with torch.no_grad(), self._pooling():
+                with torch.no_grad():
                     return evaluate()
             except RuntimeError as error:
                 if "require grad" not in str(error) and "requires grad" not in str(error):
                     raise
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad():
             loss = evaluate()
         # Only now is it certain that the graph was what was missing.
         self._trials_need_graph = True

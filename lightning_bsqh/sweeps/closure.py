@@ -43,7 +43,7 @@ class ClosureSweeps(Sweeps):
         for parameter in self._parameters():
             parameter.grad = None
         with torch.enable_grad():
-            with self._pooling(), recording(boundaries):
+            with self.pooling(), recording(boundaries):
                 loss = check_loss(closure(), "closure")
             if any(parameter.grad is not None for parameter in self._parameters()):
                 raise ValueError(
@@ -79,7 +79,7 @@ class ClosureSweeps(Sweeps):
     def _evaluate(self) -> Tensor:
         assert self._closure is not None
         assert self._start is not None, "the forward sweep comes first"
-        with without_trace(self._module, self._start, self._before, self._devices):
+        with without_trace(self._module, self._start, self._before, self._devices), self.pooling():
             return check_loss(self._closure(), "closure", adjoint=False)
 
 

@@ -151,7 +151,7 @@ class ClosureFullBatch(FullBatchSweeps[ClosureMicroBatch]):
         gradients = self.known_gradients()
         if outcome is None:
             fresh = not self._outcomes
-            with torch.enable_grad(), self._pooling(), recording(self.boundaries, fresh):
+            with torch.enable_grad(), self.pooling(), recording(self.boundaries, fresh):
                 outcome = part.forward()
         else:
             part.replay(outcome)

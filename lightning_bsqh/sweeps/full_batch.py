@@ -171,7 +171,8 @@ class FullBatchSweeps(Sweeps, Generic[P]):
     def _mean_loss(self, parts: Sequence[P]) -> float:
         mean = WeightedMean()
         for part in parts:
-            loss = part.loss()
+            with self.pooling():
+                loss = part.loss()
             if not math.isfinite(loss):
                 # A rejection already.
                 return loss
@@ -179,7 +180,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         return mean.loss
 
     def _trial_with_graph(self, part: P) -> float:
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad(), self.pooling():
             outcome = part.outcome()
         part.is_repeatable &= outcome.pure
         if outcome.pure:
@@ -202,7 +203,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         """One forward and backward of a micro-batch without a trace; leaves every parameter's ``grad`` alone."""
         parameters = self._parameters()
         trained = [p for p in parameters if p.requires_grad]
-        with torch.enable_grad(), self._pooling():
+        with torch.enable_grad(), self.pooling():
             outcome = part.outcome(last)
         found: dict[int, Tensor] = {}
         if outcome.loss.requires_grad:

@@ -466,6 +466,7 @@ class Twin:
         trials = 0
         least = 0.0
         compared = 0
+        too_long = False
         length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
         while not accepted and compared < self.max_trials:
             trials, compared = trials + 1, compared + 1
@@ -479,7 +480,7 @@ class Twin:
 
             raised = self.rule.for_length(epsilon, length)
             if raised > epsilon:  # the candidate for the smaller one has been tried, but is not looked at
-                trials, epsilon = trials + 1, raised
+                trials, epsilon, too_long = trials + 1, raised, True
             candidate = maximiser(epsilon)
             if epsilon > self.rule.epsilon * self._raise():
                 least = 1.5 * epsilon
@@ -506,6 +507,7 @@ class Twin:
         return {
             "accepted": accepted,
             "trials": trials,
+            "too_long": too_long,
             "epsilon": epsilon,
             "tau": tau if accepted else 0.0,
             "loss_decrease": -(change + penalty) if accepted else 0.0,

@@ -408,13 +408,17 @@ def test_a_stream_with_the_length_told(make_trainer: Any) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 40])
 @pytest.mark.parametrize("sparsity", [0.0, 0.31, 0.9, 0.99])
-def test_the_target_is_reached_to_the_weight(make_trainer: Any, make_loader: Any, steps: int, sparsity: float) -> None:
+@pytest.mark.parametrize("minimum", [None, 0])
+def test_the_target_is_reached_to_the_weight(
+    make_trainer: Any, make_loader: Any, steps: int, sparsity: float, minimum: int | None
+) -> None:
     module = SmallModule()
-    trainer = make_trainer(BSQHStrategy(Cardinality(sparsity=sparsity)), max_steps=steps)
+    chosen = {} if minimum is None else {"minimum": minimum}
+    trainer = make_trainer(BSQHStrategy(Cardinality(sparsity=sparsity, **chosen)), max_steps=steps)
     trainer.fit(module, make_loader())
     zeros = sum(int((layer.weight == 0).sum()) for layer in (module.net[0], module.net[4]))
-    # Each of the two tensors keeps one weight in any case.
-    assert zeros == min(round(sparsity * 40), 38)
+    # By default each of the two tensors keeps one weight in any case.
+    assert zeros == (round(sparsity * 40) if minimum == 0 else min(round(sparsity * 40), 38))
     assert trainer.global_step == steps
 
 

@@ -69,6 +69,46 @@ def test_complex_parameters_get_a_way_out() -> None:
         BSQHOptimizer(network)
 
 
+class OnFrozenBackbone(nn.Module):
+    """As a pretrained network that is kept in less memory, with a head of its own."""
+
+    def __init__(self, frozen: torch.dtype) -> None:
+        super().__init__()
+        values = torch.linspace(-1.0, 1.0, 32).view(8, 4)
+        values = (values * 100).to(frozen) if not frozen.is_floating_point else values.to(frozen)
+        self.backbone = nn.Parameter(values, requires_grad=False)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.backbone.real if self.backbone.is_complex() else self.backbone
+        return self.head(nn.functional.linear(x, weight.float() / 100).relu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.complex64])
+def test_a_frozen_backbone_may_have_any_dtype(dtype: torch.dtype) -> None:
+    network = OnFrozenBackbone(dtype)
+    before = network.backbone.clone()
+    optimizer = BSQHOptimizer(network, total_steps=20)
+    x, y = torch.randn(16, 4), torch.randn(16, 1)
+    for _ in range(20):
+        optimizer.step(lambda: nn.functional.mse_loss(network(x), y))
+    assert optimizer.accepted > 10
+    assert torch.equal(network.backbone, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_backbone_in_half_precision_is_refused_when_it_is_unfrozen(dtype: torch.dtype) -> None:
+    network = OnFrozenBackbone(dtype)
+    optimizer = BSQHOptimizer(network, total_steps=20)
+    x, y = torch.randn(16, 4), torch.randn(16, 1)
+    optimizer.step(lambda: nn.functional.mse_loss(network(x), y))
+    network.backbone.requires_grad_()
+    before = {name: p.clone() for name, p in network.state_dict().items()}
+    with pytest.raises(TypeError, match=r"params: backbone has dtype torch\..*float16.*autocast"):
+        optimizer.step(lambda: nn.functional.mse_loss(network(x), y))
+    assert all(torch.equal(before[name], p) for name, p in network.state_dict().items())
+
+
 class Scales(SmallModule):
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -164,7 +164,7 @@ class Flow:
             return modules.get(type(self.network.module(str(node.target))))
         if node.op == "call_method":
             return methods.get(str(node.target))
-        return functions.get(node.target)  # type: ignore[arg-type]
+        return functions.get(cast(Callable[..., Any], node.target))
 
     def _keep_inputs(self, node: fx.Node, reason: str) -> None:
         for source in node.all_input_nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -118,7 +118,7 @@ class NewPadding(Rewritten):
 
     def rebuild(self, plan: Plan) -> None:
         """Pads with as many as are still wanted."""
-        widths = list(self._node.args[1])  # type: ignore[arg-type]
+        widths = list(cast("tuple[int, ...]", self._node.args[1]))
         widths[self._place] = len(plan.kept_positions(self._before))
         widths[self._place + 1] = len(plan.kept_positions(self._after))
         self._node.update_arg(1, tuple(widths))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lightning_bsqh.export.shrinking.flow import Call
 from lightning_bsqh.export.shrinking.opaque import Opaque
@@ -26,7 +26,7 @@ def moved(call: Call) -> Channels:
 
 def indexed(call: Call) -> Any:
     """``x[...]``: of a tensor a view, of a tuple an entry."""
-    entry = call.flow.channels.get(call.node.args[0])  # type: ignore[arg-type]
+    entry = call.flow.channels.get(cast(fx.Node, call.node.args[0]))
     index = call.node.args[1]
     if isinstance(entry, tuple):
         return entry[index] if isinstance(index, int) else None

@@ -1,0 +1,118 @@
+"""A training, iteration by iteration: each is done whole, or skipped, or has not happened (method §2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.history import History
+from lightning_bsqh.method.metric import Metric
+from lightning_bsqh.method.regularization import Regularization
+from lightning_bsqh.method.report import LayerReport
+from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
+from lightning_bsqh.method.stepper import Stepper, Trained
+from lightning_bsqh.sweeps.base import AdjointPass
+
+
+class Training:
+    """Takes the gradients of one batch after the other.
+
+    Args:
+        stepper: Does one iteration.
+        metric: D.
+        regularization: R over the training.
+        augmentation: The rule for ε.
+    """
+
+    def __init__(
+        self, stepper: Stepper, metric: Metric, regularization: Regularization, augmentation: Augmentation
+    ) -> None:
+        self.stepper = stepper
+        self.metric = metric
+        self.regularization = regularization
+        self.augmentation = augmentation
+        self.history = History()
+        #: What the last iteration did to each layer, by name; None unless it was recorded, or if it was skipped.
+        self.last_layers: dict[str, LayerReport] | None = None
+
+    @property
+    def progress(self) -> float | None:
+        """The share of the training that is done, None if its length is unknown."""
+        total = self.regularization.total_steps
+        return None if total is None else min(self.history.iterations / total, 1.0)
+
+    def iterate(
+        self, adjoint: AdjointPass, trained: Trained, eta: float, max_trials: int, record_layers: bool
+    ) -> tuple[Found | None, str | None]:
+        """One iteration.
+
+        Args:
+            adjoint: The forward and adjoint sweep at w.
+            trained: What moves.
+            eta: η of the acceptance test.
+            max_trials: Largest number of candidates that are compared.
+            record_layers: Whether to report on every layer.
+
+        Returns:
+            How the search ended, None if the batch was skipped; and what to say if the training stands still now.
+
+        Raises:
+            ValueError: If the very first loss is not finite.
+        """
+        self.last_layers = None
+        if adjoint.loss is None:
+            return None, self._skip(math.nan, counted=False)
+        marks = self.regularization.marks()
+        try:
+            found, self.last_layers = self._search(adjoint, trained, eta, max_trials, record_layers)
+        except BaseException as error:
+            self.regularization.go_back_to(marks)
+            if not isinstance(error, NotFinite):
+                raise
+            self._check_first(error.loss)
+            adjoint.undo()
+            return None, self._skip(error.loss, counted=True)
+        return found, self.history.record(found)
+
+    def _search(
+        self, adjoint: AdjointPass, trained: Trained, eta: float, max_trials: int, record_layers: bool
+    ) -> tuple[Found, dict[str, LayerReport] | None]:
+        names = [name for name in trained.parameters if name in trained.regularized]
+        dtype = next((p.dtype for p in trained.parameters.values()), torch.get_default_dtype())
+        regularizer = self.regularization.begin(names, self.history.iterations)
+        options = SearchOptions(eta, max_trials, self.progress, self.metric.largest_gradient(dtype))
+        return self.stepper.step(adjoint, trained, regularizer, self.augmentation, options, record_layers)
+
+    def _check_first(self, loss: float) -> None:
+        if not self.history.has_begun and not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} at the first batch, before any update: check the data and the initial weights."
+            ) from None
+
+    def _skip(self, loss: float, counted: bool) -> str | None:
+        return self.history.skip(loss, self.augmentation.epsilon_at(self.progress), counted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "rule": type(self.augmentation).__name__,
+            **self.history.state_dict(),
+            "augmentation": self.augmentation.state_dict(),
+            **self.regularization.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], rule: Augmentation) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Args:
+            state: It, checked.
+            rule: The rule for ε in its saved state.
+        """
+        self.stepper.forget()
+        self.history.load_state_dict(state)
+        self.augmentation = rule
+        self.regularization.load_state_dict(state, self.history.iterations)
