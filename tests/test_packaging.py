@@ -1,5 +1,6 @@
 """The files around the package say what the package says."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 import lightning_bsqh
 
@@ -17,6 +19,24 @@ def test_citation_has_the_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert citation["version"] == lightning_bsqh.__version__
+
+
+def _pins(lines: list[str], pattern: str) -> dict[str, str]:
+    found = [re.match(pattern, line.strip()) for line in lines]
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_the_lowest_versions_are_those_that_are_admitted() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.findall(
+        r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)', text[text.index("dependencies = [") : text.index("dev = [")]
+    )
+    lowest = _pins((ROOT / "requirements-lowest.txt").read_text(encoding="utf-8").splitlines(), r"([\w-]+)==([\d.]+)$")
+    assert len(needed) > 10
+    for name, version in needed:
+        if name != "typing-extensions":
+            assert Version(lowest[name]) == Version(version), name
+    assert lowest["pytorch-lightning"] == lowest["lightning"]
 
 
 def test_the_wheel_has_command_templates_and_recipes(tmp_path) -> None:
