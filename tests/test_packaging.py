@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,6 +38,25 @@ def test_the_lowest_versions_are_those_that_are_admitted() -> None:
         if name != "typing-extensions":
             assert Version(lowest[name]) == Version(version), name
     assert lowest["pytorch-lightning"] == lowest["lightning"]
+
+
+def test_the_source_distribution_has_what_a_build_and_its_tests_need(tmp_path) -> None:
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        metadata = archive.extractfile(f"{sdist.name.removesuffix('.tar.gz')}/PKG-INFO")
+        assert metadata is not None
+        head, _, description = metadata.read().decode().partition("\n\n")
+    wanted = {"pyproject.toml", "LICENSE", "CHANGELOG.md", "CITATION.cff", "requirements-lowest.txt", "docs/guide.md"}
+    assert wanted | {"lightning_bsqh_cli.py", "lightning_bsqh/py.typed", "tests/conftest.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", "runs", "lightning_logs"))]
+    # What an index shows, and asks for.
+    assert "Description-Content-Type: text/markdown" in head
+    assert "Requires-Python: >=3.10" in head
+    assert description.startswith("# ")
 
 
 def test_the_wheel_has_command_templates_and_recipes(tmp_path) -> None:
