@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+LOWEST := .venv-lowest
+# Python 3.10 where there is one.
+LOWEST_PYTHON ?= $(shell for p in python3.10 $(PYTHON); do $$p -c '' 2>/dev/null && echo $$p && break; done)
+LOWEST_PACKAGES ?= --editable '.[dev]'
+LOWEST_TESTS ?= tests
+
+.PHONY: demo test test-lowest lint install clean
 
 demo: install
 	$(BIN)/lightning-bsqh demo
 
 test: install
 	$(BIN)/python -m pytest -n auto
+
+# The lowest versions of everything that pyproject.toml admits; LOWEST_TESTS="FILES" runs a part.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n auto $(LOWEST_TESTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -24,5 +34,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml requirements-lowest.txt
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint requirements-lowest.txt $(LOWEST_PACKAGES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

@@ -21,6 +21,7 @@ from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.stall import Stalled
 from lightning_bsqh.method.stepper import Stepper, Trained, contested
 from lightning_bsqh.method.training import Training
+from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
 from lightning_bsqh.optimizer_state import FORMAT, check_state
@@ -306,13 +307,13 @@ class BSQHOptimizer(torch.optim.Optimizer):
             ValueError: If there is no closure, batches are empty or for the other mode, total_steps is missing for a
                 ramp, or the first loss is not finite.
         """
-        if closure is None:
+        if closure is None and sweeps is None:
             raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._own_sweeps(batches)
         boundaries, done, stale = self._training.stepper.boundaries, self.iterations, sweeps.starts()
         try:
-            adjoint = sweeps.forward_adjoint(closure, boundaries)
+            adjoint = sweeps.forward_adjoint(closure, boundaries)  # type: ignore[arg-type]
             if adjoint.is_complete:
                 self._iterate(adjoint)
         except BaseException:
@@ -323,6 +324,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
             if boundaries is not None and (sys.exc_info()[0] is not None or adjoint.is_complete):
                 boundaries.clear()
         return adjoint.loss
+
+    @property
+    def boundaries(self) -> Boundaries | None:
+        """Records states and adjoints during the forward sweep; None if no layer needs them."""
+        return self._training.stepper.boundaries
 
     def _own_sweeps(self, batches: Iterable[Any] | None) -> Sweeps:
         if self._own is None:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import lightning.pytorch as pl
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_bsqh.namespace import pl
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -79,6 +81,19 @@ def is_within_batch(trainer: pl.Trainer) -> bool:
     """
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(progress.ready > progress.processed)
+
+
+def averaged_model_of(callback: pl.Callback) -> AveragedModel | None:
+    """The averaged model of a WeightAveraging callback that is set up; None for any other callback.
+
+    The callback keeps it in ``_average_model`` and gives no other way to it, and only there its averaging function can
+    be told that zeros are to stay.
+    """
+    kind = getattr(pl.callbacks, "WeightAveraging", None)  # From Lightning 2.6 on.
+    if kind is None or not isinstance(callback, kind):
+        return None
+    model: AveragedModel | None = callback._average_model
+    return model
 
 
 def batches_of_all_epochs(trainer: pl.Trainer) -> float:

@@ -89,6 +89,11 @@ def _adds_zeros(found: dict[str, Any]) -> None:
     assert float(found["trainer"].callback_metrics["train_loss"]) < math.log(2.0)
 
 
+def _steps_by_hand(found: dict[str, Any]) -> None:
+    assert found["trainer"].global_step == found["trainer"].optimizers[0].iterations == 200
+    _adds_zeros(found)
+
+
 def _trains_alone(found: dict[str, Any]) -> None:
     assert found["optimizer"].sparsity() == pytest.approx(0.9, abs=1e-3)
     assert found["optimizer"].iterations == 200
@@ -150,6 +155,8 @@ def _writes_once_per_batch(found: dict[str, Any]) -> None:
 CHECKS = {
     "One line in an existing project": _adds_zeros,
     "Without Lightning": _trains_alone,
+    "A trained network, made sparse": _adds_zeros,
+    "Manual optimization": _steps_by_hand,
     "Watching the training": _can_be_watched,
     "Several regularisers by name": _regularises_by_name,
     "Layers that are not affine": _has_blocks_as_layers,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def _inspect(folder: Path, *options: str) -> str:
     # `wandb leet inspect` reads the file as `wandb sync` does.
     (file,) = folder.glob("run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 2 and "leet run" in done.stderr:  # It knows no other way to use it.
+        pytest.skip(f"wandb {importlib.metadata.version('wandb')} has no reader of offline runs")
+    done.check_returncode()
+    return done.stdout
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

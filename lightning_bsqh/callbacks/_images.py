@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
+
+from lightning_bsqh.namespace import Logger, TensorBoardLogger, WandbLogger
 
 if TYPE_CHECKING:
     from PIL.Image import Image

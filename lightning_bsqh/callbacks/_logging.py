@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import lightning as L
-
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.trainer_access import log_every_n_steps_of
 
 
-def show(pl_module: L.LightningModule, values: Mapping[str, float], in_bar: str | None) -> None:
+def show(pl_module: pl.LightningModule, values: Mapping[str, float], in_bar: str | None) -> None:
     """Gives values to other callbacks, and the one under the key ``in_bar`` to the progress bar.
 
     Few of them: Lightning takes longer to note a value than the monitors to find it.
@@ -26,7 +25,7 @@ def layer_keys(prefix: str, layers: Iterable[str]) -> dict[str, str]:
     return {name: f"{prefix}/{name}" if name != "total" else f"{prefix}/total (layer)" for name in layers}
 
 
-def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
+def is_due(every: int | None, trainer: pl.Trainer, done: int) -> bool:
     """Whether loggers get what is measured after ``done`` steps.
 
     Args:
@@ -38,7 +37,7 @@ def is_due(every: int | None, trainer: L.Trainer, done: int) -> bool:
     return every > 0 and done > 0 and done % every == 0
 
 
-def write(trainer: L.Trainer, values: Mapping[str, float]) -> None:
+def write(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
     """Gives values of the step just done to all loggers, which count steps from 0."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(values), step=max(trainer.global_step - 1, 0))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import lightning as L
-
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
-def bsqh_optimizer(trainer: L.Trainer, callback: str) -> BSQHOptimizer:
+def bsqh_optimizer(trainer: pl.Trainer, callback: str) -> BSQHOptimizer:
     """The optimizer of a Trainer that trains by bSQH.
 
     Args:

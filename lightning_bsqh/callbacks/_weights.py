@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from lightning_bsqh.callbacks._logging import layer_keys
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.network.roles import tensors_of
 from lightning_bsqh.optimizer import BSQHOptimizer
 
@@ -51,7 +51,7 @@ class OutputPositions:
             self._positions.setdefault(id(weight), output.numel() / max(outputs, 1))
 
 
-def layer_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:
+def layer_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[Tensor]]:
     """The weights that count for the sparsity, by layer.
 
     Those that bSQH regularises, or, with any other optimizer or none, those that it would regularise by default, under

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, show, write
 from lightning_bsqh.callbacks._training import bsqh_optimizer
 from lightning_bsqh.method.report import StepReport
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
-class AugmentationMonitor(L.Callback):
+class AugmentationMonitor(pl.Callback):
     """Logs what each iteration did, and counts accepted and rejected trials.
 
     The keys are ``bsqh/epsilon``, ``bsqh/objective``, ``bsqh/loss_decrease``, ``bsqh/tau``,
@@ -46,7 +46,7 @@ class AugmentationMonitor(L.Callback):
         self._is_resumed = False
 
     @override
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         bsqh_optimizer(trainer, type(self).__name__)
         if not self._is_resumed:
             self.accepted_trials = self.rejected_trials = 0
@@ -54,7 +54,7 @@ class AugmentationMonitor(L.Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         optimizer = bsqh_optimizer(trainer, type(self).__name__)
         report = optimizer.last_step
@@ -87,7 +87,7 @@ class AugmentationMonitor(L.Callback):
         self._is_resumed = True
 
     @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # What was loaded for a validation, or for a search of a batch size, is not what the next fit goes on from.
         self._is_resumed = False
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh.callbacks.augmentation_monitor import AugmentationMonitor
 from lightning_bsqh.callbacks.hamiltonian_monitor import HamiltonianMonitor
 from lightning_bsqh.callbacks.sparsity_monitor import SparsityMonitor
+from lightning_bsqh.namespace import pl
 
 
-class BSQHMonitor(L.Callback):
+class BSQHMonitor(pl.Callback):
     """AugmentationMonitor, HamiltonianMonitor and SparsityMonitor, all at the same steps.
 
     Args:

@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, layer_keys, show, write
 from lightning_bsqh.callbacks._training import bsqh_optimizer
 from lightning_bsqh.method.report import LayerReport
+from lightning_bsqh.namespace import pl
 
 
-class HamiltonianMonitor(L.Callback):
+class HamiltonianMonitor(pl.Callback):
     """Logs ``hamiltonian/…``, ``augmented_hamiltonian/gain/<layer>`` and ``pmp_residual/…`` of single iterations.
 
     ``hamiltonian/<layer>`` is H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l) at the iteration's w; ``pmp_residual/<layer>`` is
@@ -40,12 +40,12 @@ class HamiltonianMonitor(L.Callback):
         self._logged: Mapping[str, LayerReport] | None = None
 
     @override
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         bsqh_optimizer(trainer, type(self).__name__)
 
     @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         optimizer = bsqh_optimizer(trainer, type(self).__name__)
         done = optimizer.iterations if optimizer.full_batch is not None else trainer.global_step
@@ -53,7 +53,7 @@ class HamiltonianMonitor(L.Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         optimizer = bsqh_optimizer(trainer, type(self).__name__)
         layers = optimizer.last_layers

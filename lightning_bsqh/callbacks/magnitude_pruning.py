@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.callbacks._weights import layer_weights
+from lightning_bsqh.namespace import MisconfigurationException, pl, rank_zero_warn
 from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
 from lightning_bsqh.trainer_access import batches_of_all_epochs
 
 
-class MagnitudePruning(L.Callback):
+class MagnitudePruning(pl.Callback):
     """Sets the smallest weights of the whole network to zero, more and more of them, and keeps them there.
 
     After every step the weights pruned before are zero again, whatever the optimizer made of them; at each
@@ -59,7 +57,7 @@ class MagnitudePruning(L.Callback):
         self._count = 0
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         known = 0 < steps < float("inf")
         if self._ramp.needs_total_steps and not known:
@@ -81,13 +79,13 @@ class MagnitudePruning(L.Callback):
 
     @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._take(trainer, pl_module)
 
     @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         with torch.no_grad():
             for w in self._weights:
@@ -97,7 +95,7 @@ class MagnitudePruning(L.Callback):
             self._tighten(self._share(trainer, pl_module))
 
     @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.is_done:
             rank_zero_warn(
                 f"The training ended within the ramp of MagnitudePruning(sparsity={self.sparsity:g}):"
@@ -114,7 +112,7 @@ class MagnitudePruning(L.Callback):
     def _total(self) -> int:
         return sum(w.numel() for w in self._weights)
 
-    def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _take(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds the weights that are trained by now; looked for once per epoch, when others unfreeze."""
         if self._weights and trainer.fit_loop.batch_idx > 0:
             return
@@ -122,7 +120,7 @@ class MagnitudePruning(L.Callback):
         layers = layer_weights(trainer, pl_module)
         self._weights += [w for ws in layers.values() for w in ws if w.requires_grad and id(w) not in known]
 
-    def _share(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
+    def _share(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         """How far the ramp has come with the step just done."""
         if pl_module.automatic_optimization:
             return self._ramp.share_at(trainer.global_step - 1, self._total_steps)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,6 +20,7 @@ from lightning_bsqh.callbacks._weights import (
     layer_weights,
     sparsity_values,
 )
+from lightning_bsqh.namespace import pl, rank_zero_warn
 from lightning_bsqh.report.bars import sparsity_bars
 from lightning_bsqh.report.masks import draw_mask
 from lightning_bsqh.report.names import display_names
@@ -31,7 +30,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 _COLUMNS = ["layer", "shape", "weights", "non-zero", "sparsity", "smallest |w|", "largest |w|", "filters or rows zero"]
 
 
-class PictureMonitor(L.Callback):
+class PictureMonitor(pl.Callback):
     """Gives loggers pictures of the weights, and W&B the best accuracy and the sparsity for the run's summary.
 
     While training, every so many steps and at the end:
@@ -76,7 +75,7 @@ class PictureMonitor(L.Callback):
         self._is_resumed = False
 
     @override
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._albums = albums(trainer.loggers)
         self._drawn = None
         if not self._is_resumed:
@@ -100,17 +99,17 @@ class PictureMonitor(L.Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if is_due(self.every_n_steps, trainer, trainer.global_step) and self._drawn != trainer.global_step:
             self._draw(trainer, pl_module)
 
     @override
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before = dict(trainer.callback_metrics)
 
     @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._albums or trainer.sanity_checking or not is_at_target(trainer):
             return
         metrics = trainer.callback_metrics
@@ -126,7 +125,7 @@ class PictureMonitor(L.Callback):
                 self._summarise_best(better)
 
     @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._albums or not trainer.is_global_zero:
             return
         if self._drawn != trainer.global_step:
@@ -142,7 +141,7 @@ class PictureMonitor(L.Callback):
         self._summarise_best(self._best)
 
     @override
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # A validation or test after the training is none of its.
         self._albums = []
         self._is_resumed = False
@@ -156,7 +155,7 @@ class PictureMonitor(L.Callback):
         self._best = {key: (value, sparsity) for key, (value, sparsity) in state_dict["best"].items()}
         self._is_resumed = True
 
-    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._albums or not trainer.is_global_zero:
             return
         weights = _weights(trainer, pl_module)
@@ -170,7 +169,7 @@ class PictureMonitor(L.Callback):
         self._drawn = trainer.global_step
 
     def _add_images(
-        self, pictures: Pictures, pl_module: L.LightningModule, weights: Mapping[str, Sequence[Tensor]]
+        self, pictures: Pictures, pl_module: pl.LightningModule, weights: Mapping[str, Sequence[Tensor]]
     ) -> None:
         # The font has no sign for what is left out.
         short = display_names(list(weights), 32, "...")
@@ -226,5 +225,5 @@ def layer_rows(weights: Mapping[str, Sequence[Tensor]]) -> list[list[Any]]:
     return rows
 
 
-def _weights(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, list[Tensor]]:
+def _weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[Tensor]]:
     return layer_weights(trainer, pl_module) or all_weights(pl_module)

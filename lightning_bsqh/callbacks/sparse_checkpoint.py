@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.callbacks._target import is_as_sparse_as, is_at_target
+from lightning_bsqh.namespace import ModelCheckpoint, pl, rank_zero_warn
 
 
 class SparseCheckpoint(ModelCheckpoint):
@@ -35,22 +33,22 @@ class SparseCheckpoint(ModelCheckpoint):
         self.sparsity = None if sparsity is None else number("sparsity", sparsity, low=0.0, high=1.0)
 
     @override
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         if self._triggered_by_batches and self.is_sparse_enough(trainer, pl_module):
             super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
 
     @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.is_sparse_enough(trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
 
     @override
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.is_sparse_enough(trainer, pl_module):
             super().on_validation_end(trainer, pl_module)
 
     @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.is_sparse_enough(trainer, pl_module):
             super().on_train_end(trainer, pl_module)
         elif not self.best_model_path and not self.last_model_path:
@@ -60,11 +58,11 @@ class SparseCheckpoint(ModelCheckpoint):
             )
 
     @override
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if self.is_sparse_enough(trainer, pl_module):
             super().on_exception(trainer, pl_module, exception)
 
-    def is_sparse_enough(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+    def is_sparse_enough(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         """Whether the network may be saved now."""
         if self.sparsity is None:
             return is_at_target(trainer)

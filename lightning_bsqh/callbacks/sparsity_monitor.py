@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -13,9 +12,10 @@ from typing_extensions import override
 from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, show, write
 from lightning_bsqh.callbacks._weights import OutputPositions, layer_weights, sparsity_values
+from lightning_bsqh.namespace import pl
 
 
-class SparsityMonitor(L.Callback):
+class SparsityMonitor(pl.Callback):
     """Logs ``sparsity/total``, ``sparsity/<layer>``, ``nonzero/total``, and what changed.
 
     A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
@@ -41,14 +41,14 @@ class SparsityMonitor(L.Callback):
         self._support: dict[str, list[Tensor]] = {}
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._written = None
         self._positions = OutputPositions(pl_module)
         self._support = _supports(layer_weights(trainer, pl_module))
 
     @override
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_end = trainer.is_last_batch or trainer.global_step == trainer.max_steps
         # An optimizer that accumulates leaves a step as it is for several batches.
@@ -61,13 +61,13 @@ class SparsityMonitor(L.Callback):
                 self._written = trainer.global_step
 
     @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._written != trainer.global_step:
             write(trainer, self._measure(trainer, pl_module, new_support=True))
         if self._positions is not None:
             self._positions.stop()
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, new_support: bool) -> dict[str, float]:
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, new_support: bool) -> dict[str, float]:
         layers = layer_weights(trainer, pl_module)
         values = sparsity_values(layers)
         support = _supports(layers)

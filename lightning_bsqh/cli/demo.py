@@ -12,11 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.loggers import CSVLogger, Logger
 from typing_extensions import override
 
 from lightning_bsqh.callbacks import AugmentationMonitor, PictureMonitor, SparseCheckpoint
@@ -24,6 +20,7 @@ from lightning_bsqh.callbacks._weights import count_zeros, layer_weights
 from lightning_bsqh.cli.lightning_cli import BSQHCLI
 from lightning_bsqh.cli.log_config import plain_config, save_beside
 from lightning_bsqh.cli.recipes import recipe_path
+from lightning_bsqh.namespace import FABRIC, NAME, CSVLogger, Logger, RichProgressBar, RichProgressBarTheme, pl
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.report import write_report
 from lightning_bsqh.report.command import how_to_open
@@ -34,7 +31,7 @@ _RECIPE = "digits_lenet5"
 _NEEDED = ("rich", "sklearn")
 # Says whose folder it is; without it nothing in a folder is touched.
 _MARK = ".lightning-bsqh-demo"
-_Callback = TypeVar("_Callback", bound=L.Callback)
+_Callback = TypeVar("_Callback", bound=pl.Callback)
 
 
 @dataclass(frozen=True)
@@ -163,13 +160,13 @@ def _cli(output: Path, seed: int, epochs: int | None, progress_bar: bool, pictur
     arguments += ["--trainer.enable_model_summary", "false"]
     arguments += ["--trainer.enable_progress_bar", str(progress_bar).lower()]
     arguments += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-    extra: list[L.Callback] = [PictureMonitor(every_n_steps=100)] if pictures else []
+    extra: list[pl.Callback] = [PictureMonitor(every_n_steps=100)] if pictures else []
     if progress_bar:
         extra.append(_ProgressBar(refresh_rate=5, theme=RichProgressBarTheme(metrics_format=".4g")))
     return BSQHCLI(arguments, run=False, save_config_callback=None, trainer_defaults={"callbacks": extra})
 
 
-def _only(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
+def _only(trainer: pl.Trainer, kind: type[_Callback]) -> _Callback:
     (callback,) = (callback for callback in callbacks_of(trainer) if isinstance(callback, kind))
     return callback
 
@@ -220,7 +217,7 @@ class _ProgressBar(RichProgressBar):
     """Without the logger's version, which is empty here."""
 
     @override
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float | dict]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -228,8 +225,8 @@ class _ProgressBar(RichProgressBar):
 
 def _quieten() -> None:
     """Leaves out messages that are of no use to who watches a demo."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger(NAME).setLevel(logging.WARNING)
+    logging.getLogger(FABRIC).setLevel(logging.WARNING)
     # The arguments are made here and not typed; the run folder may be an earlier run's; 20 short batches.
     for message in ("LightningCLI's args", "Experiment logs directory", "Checkpoint directory", ".*does not have many"):
         warnings.filterwarnings("ignore", message=message)
@@ -241,7 +238,7 @@ def _wandb_logger(output: Path) -> Logger | None:
     except ModuleNotFoundError:
         print("wandb is not installed, so there will be no W&B run (to have one: pip install wandb).")
         return None
-    from lightning.pytorch.loggers import WandbLogger
+    from lightning_bsqh.namespace import WandbLogger
 
     # With its console capture on, W&B would garble the progress bar.
     settings = wandb.Settings(silent=True, console="off")

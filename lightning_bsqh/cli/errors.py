@@ -6,7 +6,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterator
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_bsqh.namespace import MisconfigurationException
 
 #: Set to anything, this environment variable has tracebacks shown.
 SHOW_TRACEBACKS = "LIGHTNING_BSQH_TRACEBACK"

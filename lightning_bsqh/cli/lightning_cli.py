@@ -9,9 +9,6 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lightning as L
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_bsqh.callbacks._weights import count_zero_groups, layer_weights, sparsity_values
@@ -19,6 +16,8 @@ from lightning_bsqh.cli.errors import SHOW_TRACEBACKS, in_short, sentence_for
 from lightning_bsqh.cli.log_config import LogConfigCallback
 from lightning_bsqh.cli.recipes import find_recipes
 from lightning_bsqh.cli.run_folder import RunFolders, name_run
+from lightning_bsqh.namespace import is_overridden, pl
+from lightning_bsqh.namespace.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_bsqh.trainer_access import callbacks_of
 from lightning_bsqh.wandb.key import start_runs
 
@@ -164,7 +163,7 @@ def sparsity_lines(weights: dict[str, list[Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _none_is_no_data(owner: L.LightningDataModule | L.LightningModule) -> Iterator[None]:
+def _none_is_no_data(owner: pl.LightningDataModule | pl.LightningModule) -> Iterator[None]:
     """Has a ``test_dataloader`` that returns None taken for one without batches, which Lightning passes over."""
     own, given = vars(owner).get("test_dataloader"), owner.test_dataloader
 

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.cli import LightningArgumentParser, Namespace, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
+
+from lightning_bsqh.namespace import WandbLogger, get_filesystem, pl, rank_zero_info
+from lightning_bsqh.namespace.cli import LightningArgumentParser, Namespace, SaveConfigCallback
 
 
 class LogConfigCallback(SaveConfigCallback):
@@ -31,13 +29,13 @@ class LogConfigCallback(SaveConfigCallback):
         self._folder: str | None = None
 
     @override
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Asked on every rank, since it is sent from one to the others.
         self._folder = trainer.log_dir
         super().setup(trainer, pl_module, stage)
 
     @override
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._folder is not None:
             self._save(self._folder, self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
@@ -49,7 +47,7 @@ class LogConfigCallback(SaveConfigCallback):
         self.began = True
 
     @override
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self.began = self.began or not trainer.sanity_checking
 
     @override

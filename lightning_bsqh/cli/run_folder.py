@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from lightning_bsqh.namespace import NAME, CSVLogger, Logger, TensorBoardLogger
 
 # What names a run, by the names of loggers and of those derived from them; in the first two a folder.
 _NAMED_BY = {
@@ -41,7 +42,7 @@ def name_run(trainer: Namespace, name: str) -> None:
     if loggers in (None, True, [], ()):
         folder = str(trainer.get("default_root_dir") or ".")
         options = Namespace(save_dir=folder, name="lightning_logs", version=name)
-        trainer["logger"] = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=options)
+        trainer["logger"] = Namespace(class_path=f"{NAME}.loggers.CSVLogger", init_args=options)
         return
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         argument = _naming_argument(str(logger.class_path))

@@ -136,6 +136,8 @@ def _positive(text: str) -> int:
 
 def _quieten() -> None:
     """Leaves out what Lightning says about a test without a logger."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    from lightning_bsqh.namespace import FABRIC, NAME
+
+    logging.getLogger(NAME).setLevel(logging.WARNING)
+    logging.getLogger(FABRIC).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many")

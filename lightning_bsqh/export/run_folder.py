@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import yaml
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from lightning_bsqh.export.comparison import as_inputs
+from lightning_bsqh.namespace import is_overridden, pl
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Run:
         checkpoint: The file that the weights come from.
     """
 
-    model: L.LightningModule
-    data: L.LightningDataModule | None
+    model: pl.LightningModule
+    data: pl.LightningDataModule | None
     checkpoint: Path
 
 
@@ -115,8 +114,8 @@ def metrics_of_test(run: Run, network: nn.Module | None = None) -> dict[str, flo
     return {name: float(value) for result in results for name, value in result.items()} if calls else {}
 
 
-def _quiet_trainer() -> L.Trainer:
-    return L.Trainer(
+def _quiet_trainer() -> pl.Trainer:
+    return pl.Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -156,7 +155,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _instantiate(config: dict[str, Any], path: Path) -> tuple[L.LightningModule, L.LightningDataModule | None]:
+def _instantiate(config: dict[str, Any], path: Path) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
     try:
         from jsonargparse import ArgumentError, ArgumentParser
     except ModuleNotFoundError as error:
@@ -165,8 +164,8 @@ def _instantiate(config: dict[str, Any], path: Path) -> tuple[L.LightningModule,
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningModule, "model")
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    parser.add_subclass_arguments(pl.LightningDataModule, "data", required=False)
     wanted = {name: config[name] for name in ("model", "data") if config.get(name) is not None}
     try:
         # Its older name is deprecated.
@@ -177,7 +176,7 @@ def _instantiate(config: dict[str, Any], path: Path) -> tuple[L.LightningModule,
     return made["model"], made.get("data")
 
 
-def _first_batch(data: L.LightningDataModule | None) -> Any:
+def _first_batch(data: pl.LightningDataModule | None) -> Any:
     if data is None:
         return None
     data.prepare_data()

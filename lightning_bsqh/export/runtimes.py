@@ -59,6 +59,8 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrit
         raise ModuleNotFoundError(f"ONNX needs onnx, onnxscript and onnxruntime: {_INSTALL}")
     import onnxruntime
 
+    _needs_newer_torch("to_onnx", "dynamic_shapes" in inspect.signature(torch.onnx.export).parameters)
+
     def write(inputs: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
         names = _argument_names(model, len(inputs))
         options: dict[str, Any] = {"dynamo": True, "external_data": False, "input_names": names, "verbose": False}
@@ -78,6 +80,7 @@ def to_pt2(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrite
 
     Arguments and errors are those of :func:`to_onnx`; no further package is needed. The file should end in ``.pt2``.
     """
+    _needs_newer_torch("to_pt2", getattr(torch.export.ExportedProgram.example_inputs, "fset", None) is not None)
 
     def write(inputs: tuple[Tensor, ...], shapes: Any, file: Path) -> None:
         buffer = io.BytesIO()  # else the archive would be called by the temporary name
@@ -91,6 +94,11 @@ def to_pt2(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrite
         return outputs_of(_Loaded(torch.export.load(file).module()), inputs)
 
     return _export(model, example_inputs, Path(path), overwrite, write, run)
+
+
+def _needs_newer_torch(function: str, is_new_enough: bool) -> None:
+    if not is_new_enough:
+        raise NotImplementedError(f"{function} needs a newer torch than {torch.__version__}: pip install -U torch.")
 
 
 class _Loaded(nn.Module):

@@ -215,6 +215,11 @@ class Boundaries:
         """Makes every micro-batch count so many times as much."""
         self._shares = [share * factor for share in self._shares]
 
+    def unscale(self, scale: float) -> None:
+        """Divides the adjoints that were recorded by the factor that the loss was multiplied by."""
+        for recorded in (recorded for calls in self._calls.values() for recorded in calls):
+            recorded.gradients[:] = [None if g is None else g / scale for g in recorded.gradients]
+
     def calls(self, layer: Layer) -> list[Recorded]:
         """The calls of a layer that the loss depends on, in their order; empty if the layer cannot be run alone.
 

@@ -7,16 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io import CheckpointIO, TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import BaseFinetuning
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_bsqh.namespace import (
+    _PATH,
+    BaseFinetuning,
+    CheckpointIO,
+    TorchCheckpointIO,
+    pl,
+    rank_zero_info,
+    rank_zero_warn,
+)
 from lightning_bsqh.network.random_state import RandomState
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.strategy.configured import parameters_of

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_bsqh._validation import shown
+from lightning_bsqh.namespace import MisconfigurationException, rank_zero_warn
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 

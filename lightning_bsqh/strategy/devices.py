@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.plugins.environments import ClusterEnvironment
-from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from lightning_bsqh.namespace import ClusterEnvironment, LayerSync, SingleDeviceStrategy
 
 
 class DevicesStrategy(SingleDeviceStrategy):

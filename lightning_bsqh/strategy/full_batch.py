@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.namespace import is_overridden, pl, rank_zero_warn
 from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.module_state import Memory
 from lightning_bsqh.network.random_state import RandomState

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-
+from lightning_bsqh.namespace import MisconfigurationException, pl, rank_zero_info, rank_zero_warn
 from lightning_bsqh.optimizer import BSQHOptimizer
+from lightning_bsqh.strategy.window import stepping_batches
 
 
 class TrainingLength:
@@ -48,7 +46,7 @@ class TrainingLength:
             return True
         # Also of use where it is not known: it refuses what cannot be.
         batches = self.batches_per_iteration()
-        steps = self._trainer.estimated_stepping_batches
+        steps = stepping_batches(self._trainer)
         if not 0 < steps < float("inf"):
             return False
         optimizer = self._optimizer

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
 from torch import nn
 
+from lightning_bsqh.namespace import DummyExperiment, DummyLogger, pl
 from lightning_bsqh.network.silence import is_silent
 from lightning_bsqh.network.tree import detached
 from lightning_bsqh.trainer_access import Metrics, metrics_as_before

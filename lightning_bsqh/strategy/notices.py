@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_bsqh.method.stall import nothing_moved, summary
+from lightning_bsqh.namespace import pl, rank_zero_info, rank_zero_warn
 from lightning_bsqh.network.tree import versions
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.strategy.configured import parameters_of
@@ -138,6 +137,10 @@ class Notices:
         self._gradients = Gradients(optimizer) if watched else None
         self._rates = Rates(optimizer)
         self._unused = Unused(optimizer)
+
+    def at_start(self) -> None:
+        """Called when the training begins, with what a checkpoint has brought."""
+        self._rates.after_step()
 
     def before_step(self) -> None:
         """Called when the optimizer is about to step."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
+from lightning_bsqh.namespace import LRSchedulerConfig
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 

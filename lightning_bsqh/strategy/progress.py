@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.network.layers import Layer
 from lightning_bsqh.network.roles import Role
 from lightning_bsqh.optimizer import BSQHOptimizer

@@ -6,45 +6,39 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
-from lightning.pytorch import callbacks as known
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder, StochasticWeightAveraging
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from lightning_bsqh.namespace import (
+    LearningRateFinder,
+    MisconfigurationException,
+    StochasticWeightAveraging,
+    pl,
+    rank_zero_warn,
+)
+from lightning_bsqh.strategy.manual import refuse_manual
 from lightning_bsqh.trainer_access import callbacks_of
 
-_NO_AVERAGES = "averaged weights have no exact zeros"
-_NO_ACCUMULATION = "an iteration needs forward, adjoint and trials on the same batch"
+_NO_AVERAGES = "averaged weights have no exact zeros (those of EMAWeightAveraging are made to have them)"
 
 
-def refuse_module(model: pl.LightningModule, precision: str) -> None:
+def refuse_module(model: pl.LightningModule, precision: str, batch_mode: str) -> None:
     """Raises MisconfigurationException for a module, or a Trainer around it, that cannot work.
 
     Args:
         model: The module, attached to its Trainer.
         precision: The Trainer's precision.
+        batch_mode: That of the strategy.
     """
-    name, trainer = type(model).__name__, model.trainer
+    name = type(model).__name__
     if not callable(model.training_step):
         raise MisconfigurationException(
             f"training_step of {name} is {model.training_step!r}: define it as a method that returns the loss."
         )
     if not model.automatic_optimization:
-        raise MisconfigurationException(
-            f"{name} uses manual optimization (automatic_optimization=False), where the module"
-            " itself steps its optimizers; BSQHStrategy needs a training_step that returns the loss."
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise MisconfigurationException(
-            f"accumulate_grad_batches={trainer.accumulate_grad_batches} cannot be used with BSQHStrategy:"
-            f" {_NO_ACCUMULATION}. Use larger batches instead."
-        )
-    if precision in ("16-mixed", "16-true", "bf16-true"):
+        refuse_manual(name, precision, batch_mode)
+    if precision in ("16-true", "bf16-true"):
         raise MisconfigurationException(
             f"precision={precision!r} cannot be used with BSQHStrategy: in half precision the"
             " weights or the change of the loss over a step are rounded away."
-            " Use 'bf16-mixed', '32-true' or '64-true'."
+            " Use 'bf16-mixed', '16-mixed', '32-true' or '64-true'."
         )
     if "dataloader_iter" in _arguments(model.training_step):
         raise MisconfigurationException(
@@ -62,12 +56,7 @@ def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def refuse_callbacks(trainer: pl.Trainer) -> None:
     """Raises MisconfigurationException for callbacks that cannot work, and warns of those that do nothing."""
-    refused: dict[type, str] = {
-        StochasticWeightAveraging: _NO_AVERAGES,
-        GradientAccumulationScheduler: _NO_ACCUMULATION,
-    }
-    if hasattr(known, "WeightAveraging"):  # Not in the oldest Lightning that is supported.
-        refused[known.WeightAveraging] = _NO_AVERAGES
+    refused: dict[type, str] = {StochasticWeightAveraging: _NO_AVERAGES}
     callbacks: Sequence[pl.Callback] = callbacks_of(trainer)
     for callback in callbacks:
         for kind, reason in refused.items():

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.namespace import (
+    DDPStrategy,
+    GradientAccumulationScheduler,
+    MisconfigurationException,
+    SIGTERMException,
+    Strategy,
+    pl,
+    rank_zero_warn,
+)
 from lightning_bsqh.processes.agreement import Agreement, Place
 from lightning_bsqh.processes.reduction import ProcessReduction
 from lightning_bsqh.processes.sweeps import SharedSweeps
 from lightning_bsqh.processes.tensors import of_first_
 from lightning_bsqh.strategy.configured import parameters_of
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.sweeps.base import Sweeps
-from lightning_bsqh.trainer_access import is_between_batches
+from lightning_bsqh.trainer_access import callbacks_of, is_between_batches
 
 
 class NoBatch:
@@ -38,9 +43,8 @@ class Several(DDPStrategy):
     """
 
     _process_options: Any
-    _sweeps: Any
+    _passes: Any
     _reduction: ProcessReduction | None = None
-    _shared: SharedSweeps | None = None
     _trained: Sequence[bool] = ()
     _has_begun = False
     # Within backward the others wait in DistributedDataParallel, where nobody can be told anything.
@@ -50,14 +54,29 @@ class Several(DDPStrategy):
 
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        self._refuse(trainer)
         super().setup_optimizers(trainer)
         optimizer: Any = self.optimizers[0]
         self._reduction = ProcessReduction(Agreement(self.root_device))
         optimizer.share(self._reduction)
-        self._shared = SharedSweeps(self._sweeps, self._reduction, lambda: parameters_of(optimizer))
-        if not isinstance(self._sweeps, LightningSweeps):
+        parameters = partial(parameters_of, optimizer)
+        self._passes.joined = partial(SharedSweeps, reduction=self._reduction, parameters=parameters)
+        if not isinstance(self._passes.sweeps, LightningSweeps):
             # A pass has one exchange of gradients at its end, and no DistributedDataParallel in its micro-batches.
             self.model = self.lightning_module
+
+    def _refuse(self, trainer: pl.Trainer) -> None:
+        """What has no meaning yet for several processes, before anything is set up for it."""
+        assert self.lightning_module is not None
+        reason = None
+        if not self.lightning_module.automatic_optimization:
+            reason = "manual optimization: return the loss from training_step"
+        elif any(isinstance(c, GradientAccumulationScheduler) for c in callbacks_of(trainer)):
+            reason = "GradientAccumulationScheduler: pass accumulate_grad_batches=N to the Trainer"
+        elif str(self.precision_plugin.precision) == "16-mixed":
+            reason = "precision='16-mixed': use 'bf16-mixed' or '32-true'"
+        if reason is not None:
+            raise MisconfigurationException(f"BSQHStrategy with several processes does not go with {reason}.")
 
     @override
     def configure_ddp(self) -> None:
@@ -85,7 +104,7 @@ class Several(DDPStrategy):
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         moved = super().batch_to_device(batch, device, dataloader_idx)
         if batch is None and self._has_begun and _trains(self.lightning_module):
-            if not isinstance(self._sweeps, LightningSweeps):
+            if not isinstance(self._passes.sweeps, LightningSweeps):
                 raise ValueError(
                     "The data loader of one process gave None within a pass, which batch_mode='full' needs whole."
                 )
@@ -96,14 +115,14 @@ class Several(DDPStrategy):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._reduction is not None
-        if not isinstance(self._sweeps, LightningSweeps):
+        if not isinstance(self._passes.sweeps, LightningSweeps):
             output = super().training_step(*args, **kwargs)
             # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
             self._reduction.agreement.sums(Place.PART, [])
             return self._no_loss() if output is None else output
         batch = next(iter((*args, *kwargs.values())))
         output = None if isinstance(batch, NoBatch) else self._own_step(*args, **kwargs)
-        loss = loss_of(output) if self._sweeps.can_step else None
+        loss = loss_of(output) if self._passes.sweeps.can_step else None
         samples = 1 if loss is None else self._process_options.samples(batch)
         self._reduction.begin(loss, samples)
         return self._no_loss() if self._reduction.is_left_out else output
@@ -124,7 +143,7 @@ class Several(DDPStrategy):
     @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self._reduction is not None
-        factor = self._reduction.factor if isinstance(self._sweeps, LightningSweeps) else 1.0
+        factor = self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
         self._is_in_backward = True
         # DistributedDataParallel takes the mean over processes, this makes it the mean over samples.
         loss = super().backward(closure_loss if factor == 1.0 else closure_loss * factor, *args, **kwargs)
@@ -161,10 +180,6 @@ class Several(DDPStrategy):
             # The others are on their way to the next sum.
             self._let_others_know(exception)
 
-    def _sweeps_for_step(self) -> Sweeps:
-        assert self._shared is not None
-        return self._shared
-
     # ------------------------------------------------------------------ checkpoints
 
     @override
@@ -191,7 +206,7 @@ class Several(DDPStrategy):
 
     @override
     def teardown(self) -> None:
-        self._shared, self._reduction = None, None
+        self._reduction = None
         self._has_begun = self._is_in_backward = False
         super().teardown()
 

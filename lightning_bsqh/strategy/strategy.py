@@ -7,36 +7,39 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import ModelSummary
-from lightning.pytorch.plugins import CheckpointIO, Precision
-from lightning.pytorch.strategies import StrategyRegistry
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.namespace import (
+    NAME,
+    OTHER,
+    Accelerator,
+    CheckpointIO,
+    ModelSummary,
+    Precision,
+    TrainerFn,
+    is_overridden,
+    pl,
+    rank_zero_info,
+)
 from lightning_bsqh.network.layers import LayerChoice, find_layers
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.strategy.averaging import keep_zeros
 from lightning_bsqh.strategy.checkpoints import Resumption, extra_state, with_whole_files
 from lightning_bsqh.strategy.configured import choose_optimizer, parameters_of, read_configured
 from lightning_bsqh.strategy.devices import DevicesStrategy
-from lightning_bsqh.strategy.full_batch import LightningFullBatch
 from lightning_bsqh.strategy.length import TrainingLength
-from lightning_bsqh.strategy.notices import Notices, say_how_it_ended
+from lightning_bsqh.strategy.notices import Notices
 from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand_in
+from lightning_bsqh.strategy.passes import Passes
 from lightning_bsqh.strategy.process_options import ProcessOptions
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
-from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.sweeps.base import Sweeps, check_loss
+from lightning_bsqh.strategy.registration import WAY_OUT, register
 from lightning_bsqh.trainer_access import callbacks_of, is_within_batch, trainer_of
 
 
@@ -125,7 +128,7 @@ class BSQHStrategy(DevicesStrategy):
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         self._options = BSQHOptions.among(locals())
         self._process_options = ProcessOptions.among(locals())
-        self._sweeps: LightningSweeps | LightningFullBatch | None = None
+        self._passes: Passes | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
         self._resumption = Resumption()
@@ -143,7 +146,7 @@ class BSQHStrategy(DevicesStrategy):
         trainer = trainer_of(model)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
-        refuse_module(model, str(self.precision_plugin.precision))
+        refuse_module(model, str(self.precision_plugin.precision), self._options.batch_mode)
         self._has_own_configure_optimizers = is_overridden("configure_optimizers", model)
         if not self._has_own_configure_optimizers:
             # The Trainer refuses a module without one before the strategy is set up; taken back in teardown.
@@ -178,7 +181,7 @@ class BSQHStrategy(DevicesStrategy):
                 # Number of batches and length are asked for later, but the summary should tell what will be used.
                 optimizer.expect_length(trainer.max_steps != -1 or trainer.max_epochs not in (None, -1))
             rank_zero_info("\n" + layer_summary(optimizer))
-        self._make_sweeps(module, optimizer)
+        self._passes = Passes(module, optimizer, self.precision_plugin)
 
     def _make_optimizer(self, module: pl.LightningModule, given: torch.optim.Optimizer | None) -> BSQHOptimizer:
         layers = find_layers(module, self._options.regularize, self._options.layers)
@@ -189,15 +192,6 @@ class BSQHStrategy(DevicesStrategy):
                 layer.waiting = {name for name, p in layer.parameters.items() if id(p) not in wanted}
         return BSQHOptimizer(layers, **self._options.for_found_layers())
 
-    def _make_sweeps(self, module: pl.LightningModule, optimizer: BSQHOptimizer) -> None:
-        reduced = {"bf16-mixed": torch.bfloat16}.get(str(self.precision_plugin.precision))
-        context = self.precision_plugin.train_step_context
-        parameters = partial(parameters_of, optimizer)
-        if optimizer.full_batch is None:
-            self._sweeps = LightningSweeps(module, context, reduced, parameters)
-        else:
-            self._sweeps = LightningFullBatch(module, context, parameters, optimizer.full_batch, reduced)
-
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -207,6 +201,9 @@ class BSQHStrategy(DevicesStrategy):
         # Asked only now: the Trainer would otherwise start the data loader, which draws random numbers, before a
         # checkpoint's generators are restored.
         self._length.begin()
+        keep_zeros(self._trainer, self.lightning_module, self._optimizer)
+        if self._notices is not None:
+            self._notices.at_start()
         # A training that had finished is resumed.
         self._trainer.should_stop = self._trainer.should_stop or self._optimizer.finished
 
@@ -215,33 +212,19 @@ class BSQHStrategy(DevicesStrategy):
         super().on_train_end()
         if self._notices is not None:
             self._notices.at_end()
-        say_how_it_ended(self._optimizer, isinstance(self._sweeps, LightningFullBatch) and self._sweeps.is_within_pass)
+        if self._passes is not None:
+            self._passes.at_end()
 
     # ------------------------------------------------------------------ one batch
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The forward sweep: the user's training_step, once, as Lightning's closure calls it."""
-        assert self._sweeps is not None
+        assert self._passes is not None
         assert self._length is not None
         self._length.follow()
         self._resumption.before_batch(self._trainer.fit_loop.batch_idx)
-        if isinstance(self._sweeps, LightningFullBatch):
-            trainer, step = self._trainer, super().training_step
-            return self._sweeps.forward_sweep(
-                (*args, *kwargs.values()),
-                trainer.fit_loop.batch_idx,
-                trainer.is_last_batch,
-                lambda: step(*args, **kwargs),
-            )
-        self._sweeps.begin((*args, *kwargs.values()))
-        with self._sweeps.pooling():
-            output = super().training_step(*args, **kwargs)
-        loss = loss_of(output)
-        self._sweeps.end((*args, *kwargs.values()), has_loss=loss is not None)
-        if loss is not None:
-            check_loss(loss, "training_step")
-        return output
+        return self._passes.forward((*args, *kwargs.values()), partial(super().training_step, *args, **kwargs))
 
     @override
     def optimizer_step(
@@ -252,37 +235,16 @@ class BSQHStrategy(DevicesStrategy):
         **kwargs: Any,
     ) -> Tensor | None:
         """The iteration: Lightning's closure does the forward and adjoint sweep, once, with all hooks."""
-        assert self._sweeps is not None
+        assert self._passes is not None
         assert self._notices is not None
         self._notices.before_step()
-        done, stale = self._optimizer.iterations, self._sweeps.starts()
-        try:
-            if self._optimizer.full_batch is None and self._resumption.has_done_batch(done, self._trainer.global_step):
-                # The Trainer wants its closure to be run, and what it changes is undone.
-                closure()
-                self._sweeps.take_back(stale)
-                return None
-            loss = super().optimizer_step(optimizer, closure, model, sweeps=self._sweeps_for_step(), **kwargs)
-            if self._sweeps.closure_was_withheld:
-                raise MisconfigurationException(
-                    "optimizer_step of the LightningModule has called its closure itself and then optimizer.step()"
-                    " without it, so there was nothing to step by: call optimizer.step(closure=optimizer_closure)."
-                )
-            self._notices.after_step(self._trainer.is_last_batch)
-            if self._optimizer.finished:
-                self._trainer.should_stop = True
-            return loss
-        except BaseException:
-            if self._optimizer.iterations == done:
-                # It may have come from outside the optimizer's own step, from a hook for instance.
-                self._sweeps.take_back(stale)
-            raise
-        finally:
-            self._sweeps.release()
-
-    def _sweeps_for_step(self) -> Sweeps:
-        assert self._sweeps is not None
-        return self._sweeps
+        again = self._resumption.has_done_batch(self._optimizer.iterations, self._trainer.global_step)
+        step = partial(super().optimizer_step, optimizer, model=model, **kwargs)
+        loss: Tensor | None = self._passes.step(step, closure, is_done=again)
+        self._notices.after_step(self._trainer.is_last_batch)
+        if self._optimizer.finished:
+            self._trainer.should_stop = True
+        return loss
 
     @override
     def backward(
@@ -290,10 +252,13 @@ class BSQHStrategy(DevicesStrategy):
     ) -> Tensor:
         """As in any strategy; the gradients are looked at before a hook can change them."""
         assert self.lightning_module is not None
+        assert self._passes is not None
+        closure_loss = self._passes.before_backward(closure_loss)
         self.pre_backward(closure_loss)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
         self.precision_plugin.backward(closure_loss, self.lightning_module, optimizer, *args, **kwargs)
-        if self._notices is not None:
+        self._passes.after_backward()
+        if self._notices is not None and self._passes.shows_gradients:
             self._notices.after_backward()
         closure_loss = self.precision_plugin.post_backward(closure_loss, self.lightning_module)
         self.post_backward(closure_loss)
@@ -336,7 +301,7 @@ class BSQHStrategy(DevicesStrategy):
             self._trainer.gradient_clip_val, self._clipping = self._clipping, None
         for optimizer in self.optimizers:
             hide_one_rate(optimizer)
-        self._sweeps, self._length = None, None
+        self._passes, self._length = None, None
         self._notices = None
         self._resumption = Resumption()
         self._detach_progress()
@@ -346,6 +311,10 @@ class BSQHStrategy(DevicesStrategy):
         if self._progress is not None:
             self._progress.detach()
         self._progress = None
+
+    def __repr__(self) -> str:
+        # A Trainer of the other name refuses it with nothing but this in its message.
+        return f"<{type(self).__name__} for a Trainer of {NAME}; for one of {OTHER}: {WAY_OUT}>"
 
     @classmethod
     @override
@@ -358,5 +327,4 @@ def _no_optimizer() -> None:
     return None
 
 
-if BSQHStrategy.strategy_name not in StrategyRegistry.available_strategies():
-    BSQHStrategy.register_strategies(StrategyRegistry)
+register(BSQHStrategy, BSQHStrategy.strategy_name)

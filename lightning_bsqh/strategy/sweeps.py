@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.namespace import pl
 from lightning_bsqh.network.batch_state import BatchState
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.module_state import Memory, ModuleState
@@ -150,13 +150,7 @@ class LightningSweeps(Sweeps):
             yield
 
     def _evaluate(self) -> Tensor | float:
-        assert self._start is not None, "training_step comes first"
-        with within_all(
-            without_trace(self._module, self._start, self._before, self._devices),
-            self._batch_as_it_came(),
-            self.outside_training_step(),
-            self.pooling(),
-        ):
+        with self._trial_context():
             trial_loss = getattr(self._module, "trial_loss", None)
             if callable(trial_loss):
                 batch = self._batch
@@ -164,6 +158,16 @@ class LightningSweeps(Sweeps):
                 return check_loss(trial_loss(batch[0], batch_idx), "trial_loss", adjoint=False)
             loss = loss_of(self._module.training_step(*self._batch))
             return float("nan") if loss is None else check_loss(loss, "training_step", adjoint=False)
+
+    def _trial_context(self) -> AbstractContextManager[None]:
+        """What a trial runs in."""
+        assert self._start is not None, "training_step comes first"
+        return within_all(
+            without_trace(self._module, self._start, self._before, self._devices),
+            self._batch_as_it_came(),
+            self.outside_training_step(),
+            self.pooling(),
+        )
 
     @contextmanager
     def _batch_as_it_came(self) -> Iterator[None]:

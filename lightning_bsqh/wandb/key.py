@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_bsqh.namespace import Logger, WandbLogger, rank_zero_warn
 
 #: How to get a key.
 HOW_TO_GET_A_KEY = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.namespace import MisconfigurationException
 from lightning_bsqh.zoo.classifier import ImageClassifier
 
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from lightning_bsqh.namespace import pl
+from lightning_bsqh.zoo.trained_weights import load_weights
 
-class ImageClassifier(L.LightningModule):
+
+class ImageClassifier(pl.LightningModule):
     """Trains a network by cross-entropy; has no optimizer of its own, the strategy brings it.
 
     Args:
         network: From images ``[N, C, H, W]``, floating point, to logits ``[N, num_classes]``.
         num_classes: Number of classes, at least 2.
+        weights: File to start from: a checkpoint of an ImageClassifier, or the ``state_dict`` of the network. None
+            starts from the network as it is.
 
     Raises:
-        ValueError: If ``num_classes`` is less than 2.
+        FileNotFoundError: If there is no such file.
+        ValueError: If ``num_classes`` is less than 2, or the weights are of another network.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int = 10) -> None:
+    def __init__(self, network: nn.Module, num_classes: int = 10, weights: str | None = None) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-        self.save_hyperparameters(ignore=["network"])
+        # Not the weights: what is loaded from a checkpoint starts from that.
+        self.save_hyperparameters(ignore=["network", "weights"])
+        if weights is not None:
+            load_weights(network, weights)
         self.network = network
         # Micro: the share of correct images, whatever their class.
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")

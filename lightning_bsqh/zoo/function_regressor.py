@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import lightning as L
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_bsqh.namespace import pl
 
-class FunctionRegressor(L.LightningModule):
+
+class FunctionRegressor(pl.LightningModule):
     """Trains a network by the mean squared error; has no optimizer of its own, the strategy brings it.
 
     Args:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import sys
 import zipfile
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+    pytest.skip(f"torch {torch.__version__} exports no dynamic shapes to ONNX", allow_module_level=True)
 
 from lightning_bsqh.export import runtimes, shrink, to_onnx, to_pt2
 from lightning_bsqh.zoo import SmallLeNet

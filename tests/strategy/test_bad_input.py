@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from typing_extensions import override
@@ -203,7 +203,6 @@ def refused(
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (Manual, ["Manual", "manual optimization", "training_step that returns the loss"]),
         (Several, ["Several", "2 optimizers", "Adam, SGD"]),
         (OwnIterator, ["dataloader_iter", "(batch, batch_idx)"]),
         (Averaging, ["StochasticWeightAveraging", "exact zeros"]),
@@ -216,15 +215,44 @@ def test_modules_that_cannot_work(make_trainer: Any, make_loader: Any, make: Any
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"accumulate_grad_batches": 2}, ["accumulate_grad_batches=2", "larger batches"]),
-        ({"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}, ["GradientAccumulationScheduler"]),
         ({"callbacks": [StochasticWeightAveraging(swa_lrs=0.1)]}, ["StochasticWeightAveraging", "exact zeros"]),
-        ({"callbacks": [EMAWeightAveraging()]}, ["EMAWeightAveraging", "exact zeros"]),
-        ({"plugins": [MixedPrecision("16-mixed", "cpu")]}, ["16-mixed", "bf16-mixed"]),
     ],
 )
 def test_trainers_that_cannot_work(make_trainer: Any, make_loader: Any, options: Any, words: list[str]) -> None:
     refused(make_trainer(BSQHStrategy(), **options), SmallModule(), make_loader(), MisconfigurationException, words)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "words"),
+    [
+        ({"batch_mode": "full"}, {"accumulate_grad_batches": 2}, ["accumulate_grad_batches", "batch_mode='full'"]),
+        ({"sweep": "gauss-seidel"}, {"accumulate_grad_batches": 2}, ["accumulate_grad_batches", "sweep='jacobi'"]),
+        (
+            {"sweep": "gauss-seidel"},
+            {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]},
+            ["accumulate_grad_batches", "sweep='jacobi'"],
+        ),
+        ({"batch_mode": "full"}, {"plugins": [MixedPrecision("16-mixed", "cpu")]}, ["16-mixed", "batch_mode='full'"]),
+    ],
+)
+def test_options_that_do_not_go_with_the_trainer_s(
+    make_trainer: Any, make_loader: Any, chosen: Any, options: Any, words: list[str]
+) -> None:
+    trainer = make_trainer(BSQHStrategy(**chosen), **options)
+    refused(trainer, SmallModule(), make_loader(), MisconfigurationException, words)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "words"),
+    [
+        ({"batch_mode": "full"}, {}, ["Manual", "manual optimization", "batch_mode='full'"]),
+        ({}, {"plugins": [MixedPrecision("16-mixed", "cpu")]}, ["Manual", "manual optimization", "16-mixed"]),
+    ],
+)
+def test_manual_optimization_that_cannot_work(
+    make_trainer: Any, make_loader: Any, chosen: Any, options: Any, words: list[str]
+) -> None:
+    refused(make_trainer(BSQHStrategy(**chosen), **options), Manual(), make_loader(), MisconfigurationException, words)
 
 
 def test_half_precision_throughout_is_refused(make_trainer: Any, make_loader: Any) -> None:
@@ -282,7 +310,7 @@ def test_a_trial_loss_that_is_no_scalar(make_trainer: Any, make_loader: Any) -> 
 def test_a_refused_module_trains_with_another_strategy(make_trainer: Any, make_loader: Any) -> None:
     module = WithAdam()
     with pytest.raises(MisconfigurationException):
-        make_trainer(BSQHStrategy(), accumulate_grad_batches=2).fit(module, make_loader())
+        make_trainer(BSQHStrategy(), callbacks=[StochasticWeightAveraging(swa_lrs=0.1)]).fit(module, make_loader())
     trainer = make_trainer()
     trainer.fit(module, make_loader())
     assert type(trainer.optimizers[0]) is torch.optim.Adam

@@ -6,11 +6,12 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
+
+from lightning_bsqh.namespace import pl
 
 #: A batch: images ``[N, C, H, W]`` float32 and labels ``[N]`` int64.
 Batch = tuple[Tensor, Tensor]
@@ -103,7 +104,7 @@ def split_indices(images: int, train_images: int | None, val_images: int) -> tup
     return order[: end if train_images is None else train_images], order[end:]
 
 
-class InMemoryDataModule(L.LightningDataModule):
+class InMemoryDataModule(pl.LightningDataModule):
     """Loaders for data sets that are kept in memory; a subclass fills them in ``setup``.
 
     Training batches are shuffled by torch's default generator (``seed_everything`` fixes them) and

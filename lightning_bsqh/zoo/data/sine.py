@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh._validation import integer
+from lightning_bsqh.namespace import pl
 
 
-class SineDataModule(L.LightningDataModule):
+class SineDataModule(pl.LightningDataModule):
     """The function sin(πx) on [−1, 1], in double precision, always in the same order.
 
     The test points are the midpoints between the training points.

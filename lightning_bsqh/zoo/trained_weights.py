@@ -1,0 +1,40 @@
+"""The weights of a trained network, from a checkpoint or a file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def load_weights(network: nn.Module, file: str | Path) -> None:
+    """Loads parameters and buffers into a network, all of them or none.
+
+    Args:
+        network: The network.
+        file: What ``torch.save`` wrote: a ``state_dict`` of the network, or a checkpoint of a LightningModule that
+            keeps it as ``network``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If names or shapes are not those of the network.
+    """
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    state = _of_network(loaded.get("state_dict", loaded))
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n, v in own.items() if v.shape != state[n].shape]
+    if wrong:
+        raise ValueError(
+            f"{file} holds the weights of another network than {type(network).__name__}: {', '.join(wrong[:6])}"
+            " differ in name or shape."
+        )
+    network.load_state_dict(state)
+
+
+def _of_network(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    prefix = "network."
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inner or dict(state)
