@@ -9,13 +9,17 @@ LOWEST_PYTHON ?= $(shell for p in python3.10 $(PYTHON); do $$p -c '' 2>/dev/null
 LOWEST_PACKAGES ?= --editable '.[dev]'
 LOWEST_TESTS ?= tests
 
-.PHONY: demo test test-lowest lint install clean
+.PHONY: demo test test-processes test-lowest lint install clean
 
 demo: install
 	$(BIN)/lightning-bsqh demo
 
 test: install
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# All trainings of two processes; make test runs a third of them.
+test-processes: install
+	ALL_PROCESS_TESTS=1 $(BIN)/python -m pytest -n auto tests/processes
 
 # The lowest versions of everything that pyproject.toml admits; LOWEST_TESTS="FILES" runs a part.
 test-lowest: $(LOWEST)/.installed

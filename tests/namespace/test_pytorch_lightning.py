@@ -116,9 +116,12 @@ main("fit --model project.Net --trainer.strategy bsqh --trainer.max_epochs 1 --n
 
 
 @pytest.mark.parametrize(
-    ("strategy", "error"), [('"bsqh"', "MisconfigurationException"), ("BSQHStrategy()", "ValueError")]
+    ("first", "strategy", "error"),
+    [
+        ("pytorch_lightning", '"bsqh"', "MisconfigurationException"),
+        ("lightning.pytorch", "BSQHStrategy()", "ValueError"),
+    ],
 )
-@pytest.mark.parametrize("first", ["pytorch_lightning", "lightning.pytorch"])
 def test_a_trainer_of_the_other_name(tmp_path: Path, first: str, strategy: str, error: str) -> None:
     second = ({"pytorch_lightning", "lightning.pytorch"} - {first}).pop()
     script = f"""

@@ -23,7 +23,7 @@ from tests.problems import data
 from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
 from tests.processes.pair import Case
 from tests.processes.training import BATCH, Classes, Recorder, fit, loader, make_trainer
-from tests.processes.trajectories import OPTIONS
+from tests.processes.trajectories import OPTIONS, TESTED
 from tests.strategy.small_modules import rejecting
 
 
@@ -163,7 +163,7 @@ def _raises(**options: Any) -> Any:
 
 def cases() -> list[tuple[str, Case]]:
     """All, by name."""
-    found: list[tuple[str, Case]] = [(name, partial(trajectory, name=name)) for name in OPTIONS]
+    found: list[tuple[str, Case]] = [(name, partial(trajectory, name=name)) for name in TESTED]
     found += [("unequal", unequal), ("unequal, full batch", partial(unequal, full=True))]
     found += [("buffers", partial(buffers, ours=True)), ("buffers of DDP", partial(buffers, ours=False))]
     for name, network in (("plain", None), ("drawing", normalized_network)):

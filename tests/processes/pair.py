@@ -50,7 +50,7 @@ def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], f
     os.environ.update(environment(rank, processes, port))
     torch.set_num_threads(1)
     # Says where it is, should one ever wait for the other in vain.
-    faulthandler.dump_traceback_later(200, exit=True)
+    faulthandler.dump_traceback_later(900, exit=True)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     results = {}

@@ -10,7 +10,7 @@ import torch
 
 from tests.processes.cases import checkpoint, trajectory, unequal
 from tests.processes.training import STEPS
-from tests.processes.trajectories import OPTIONS
+from tests.processes.trajectories import TESTED
 
 Both = list[dict[str, Any]]
 
@@ -31,7 +31,7 @@ def assert_alike(both: Both, name: str) -> None:
     assert first["reports"] == second["reports"]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", TESTED)
 def test_follows_one_process(both: Both, name: str, tmp_path: Path) -> None:
     assert_alike(both, name)
     one = trajectory(tmp_path, name, devices=1)
