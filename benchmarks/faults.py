@@ -57,7 +57,7 @@ class Network(pl.LightningModule):
         self.net = nn.Sequential(
             nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(288, 10)
         )
-        self.register_buffer("ballast", torch.zeros(2**19))
+        self.register_buffer("ballast", torch.zeros(2**22))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss = functional.cross_entropy(self.net(batch[0]), batch[1])
