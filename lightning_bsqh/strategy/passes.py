@@ -41,8 +41,8 @@ class Passes:
         self._optimizer = optimizer
         self._scaler = scaler_of(precision)
         self._is_stepping = False
-        #: Makes of the sweeps of this process's samples those of all processes.
-        self.joined: Callable[[Sweeps], Sweeps] = lambda sweeps: sweeps
+        #: Makes of the sweeps of this process's samples those of all processes; None with one process.
+        self.joined: Callable[[Sweeps], Sweeps] | None = None
         parts = (module, precision.train_step_context)
         parameters, reduced = partial(parameters_of, optimizer), _REDUCED.get(str(precision.precision))
         self._make_window = partial(AccumulationWindow, *parts, parameters, reduced)
@@ -158,7 +158,7 @@ class Passes:
         if isinstance(sweeps, ManualSweeps):
             return step(partial(sweeps.run, closure), sweeps=sweeps)
         if self._scaler is None:
-            return step(closure, sweeps=self.joined(sweeps))
+            return step(closure, sweeps=sweeps if self.joined is None else self.joined(sweeps))
         return scaled_step(step, self._optimizer, closure, sweeps, self._scaler)
 
     def _check_closure(self) -> None:
