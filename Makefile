@@ -9,7 +9,7 @@ LOWEST_PYTHON ?= $(shell for p in python3.10 $(PYTHON); do $$p -c '' 2>/dev/null
 LOWEST_PACKAGES ?= --editable '.[dev]'
 LOWEST_TESTS ?= tests
 
-.PHONY: demo test test-processes test-lowest lint install clean
+.PHONY: demo test test-all test-lowest lint install clean
 
 demo: install
 	$(BIN)/lightning-bsqh demo
@@ -17,9 +17,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# All trainings of two processes; make test runs a third of them.
-test-processes: install
-	ALL_PROCESS_TESTS=1 $(BIN)/python -m pytest -n auto tests/processes
+# With what make test leaves out, as it takes too long: about twenty minutes on two cores.
+test-all: install
+	ALL_PROCESS_TESTS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'slow or not slow'
 
 # The lowest versions of everything that pyproject.toml admits; LOWEST_TESTS="FILES" runs a part.
 test-lowest: $(LOWEST)/.installed

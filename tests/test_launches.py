@@ -30,6 +30,7 @@ def test_resnet18_stays_near_adam(launches: ModuleType, monkeypatch: pytest.Monk
     # As on an accelerator: on the CPU a selection looks at numbers, which costs nothing there.
     monkeypatch.setattr(selection, "_on_host", lambda scores: False)
     monkeypatch.setattr(tensor_copies, "_on_host", lambda tensor: False)
+    monkeypatch.setattr(launches, "STEPS", 12)
     adam = launches.count("resnet18", "adam").typical(False)
     counter = launches.count("resnet18", "bsqh")
     after, tightening = counter.typical(False), counter.typical(True)

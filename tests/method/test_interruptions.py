@@ -116,7 +116,7 @@ def test_a_step_is_done_or_has_not_happened(mode: str) -> None:
         step()
     after = state_of(net, optimizer)
     # The last ones come when the step has been put in place.
-    moments = sorted({*range(0, counter.calls, max(1, counter.calls // 60)), *range(counter.calls - 4, counter.calls)})
+    moments = sorted({*range(0, counter.calls, max(1, counter.calls // 30)), *range(counter.calls - 4, counter.calls)})
     outcomes = set()
     for n in moments:
         net, optimizer, step = make(MODES[mode])

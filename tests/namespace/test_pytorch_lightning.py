@@ -67,6 +67,7 @@ print(round(zeros(net), 2))
     assert output(script, tmp_path) == "0.9\n"
 
 
+@pytest.mark.slow
 def test_callbacks_and_checkpoints(tmp_path: Path) -> None:
     script = f"""{OURS}
 import lightning_bsqh, os
@@ -102,6 +103,7 @@ print(type(cli.trainer.strategy).__mro__[2].__module__, cli.trainer.optimizers[0
     assert output(script, tmp_path).split()[-2:] == ["pytorch_lightning.strategies.single_device", "3"]
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_name_from_the_environment(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse")
     (tmp_path / "project.py").write_text(OURS, encoding="utf-8")
@@ -137,6 +139,7 @@ other.Trainer(strategy={strategy}, accelerator="cpu", logger=False)
     assert f"import {second} before lightning_bsqh, or set the environment variable" in last
 
 
+@pytest.mark.slow
 def test_the_environment_decides_between_both(tmp_path: Path) -> None:
     script = f"""{OURS}
 import lightning.pytorch, lightning_bsqh

@@ -77,7 +77,7 @@ def test_if_one_is_killed_the_other_ends_within_the_timeout(dying_pair: tuple[fl
     assert "Connection closed by peer" in error or "Connection reset by peer" in error
 
 
-@pytest.mark.skipif(not os.environ.get("ALL_PROCESS_TESTS"), reason="takes a minute: make test-processes")
+@pytest.mark.slow
 def test_torchrun_starts_again_and_nothing_is_lost(both: list[dict[str, Any]], tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     run([*torchrun, *SCRIPT, "elastic", str(tmp_path)])

@@ -69,10 +69,7 @@ OPTIONS |= {
     f"gauss-seidel, {name}": {"regularizer": _REGULARIZERS[name], "sweep": "gauss-seidel"}
     for name in ("L0", "L1", "groups", "discrete")
 }
-# Every sweep, rule and kind of regularizer once, in the time that there is; all with `make test-processes`.
-_ALWAYS = (
-    *("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking"),
-    *("true K, jacobi", "true K, full batch", "unfrozen later", "sum", "by names", "discrete"),
-)
+# Every sweep once, in the time that there is; all with `make test-all`.
+_ALWAYS = ("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking")
 #: Those that are tested now.
 TESTED = list(OPTIONS) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)

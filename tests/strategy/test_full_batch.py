@@ -138,7 +138,7 @@ def in_one_batch(iterations: int, **options: Any) -> tuple[list[float], list[Ten
 # ---------------------------------------------------------------------- J, G and the trajectory
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, SAMPLES])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 7, 64, SAMPLES])
 def test_same_trajectory_for_all_sizes(fit: Any, size: int) -> None:
     trainer, module, history = fit(size)
     objectives, weights = in_one_batch(ITERATIONS)
