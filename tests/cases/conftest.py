@@ -16,3 +16,10 @@ def _own_folder(tmp_path, monkeypatch):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Only make test-all runs them: the kinds that they stand for have quicker tests of their own."""
+    for item in items:
+        if "tests/cases/" in item.nodeid:
+            item.add_marker(pytest.mark.slow)

@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_lightning_starts_the_processes(tmp_path: Path) -> None:
     run([*SCRIPT, "launchers", str(tmp_path)])
     found = [torch.load(tmp_path / f"{name}.pt") for name in ("fork", "popen0", "popen1")]
