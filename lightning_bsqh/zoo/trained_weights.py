@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,32 @@ def load_weights(network: nn.Module, file: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If names or shapes are not those of the network.
+        ValueError: If the file holds no weights, or names or shapes are not those of the network.
     """
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
-    state = _of_network(loaded.get("state_dict", loaded))
+    state = _of_network(_read(file))
     own = network.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [n for n, v in own.items() if v.shape != state[n].shape]
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n, v in own.items() if _shape(v) != _shape(state[n])]
     if wrong:
         raise ValueError(
             f"{file} holds the weights of another network than {type(network).__name__}: {', '.join(wrong[:6])}"
             " differ in name or shape."
         )
     network.load_state_dict(state)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _read(file: str | Path) -> Mapping[str, Any]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IsADirectoryError) as error:
+        raise ValueError(f"weights={str(file)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"weights={str(file)!r} holds no state_dict: save network.state_dict() by torch.save.")
+    return state
 
 
 def _of_network(state: Mapping[str, Any]) -> dict[str, Tensor]:

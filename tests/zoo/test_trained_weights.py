@@ -85,3 +85,31 @@ def test_weights_of_another_network(trained: Path, tmp_path: Path) -> None:
         ImageClassifier(nn.Flatten(), num_classes=4, weights=str(trained))
     with pytest.raises(FileNotFoundError):
         load_weights(wide, tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "cannot be read"),
+        (b"half a file", "cannot be read"),
+        (torch.zeros(3), "holds no state_dict"),
+        ({"state_dict": 3}, "holds no state_dict"),
+        ({"1.weight": torch.zeros(32, 16)}, "weights of another network"),
+    ],
+    ids=["empty", "garbage", "a tensor", "no dict", "too few"],
+)
+def test_files_that_are_no_weights(tmp_path: Path, content: Any, words: str) -> None:
+    file, own = tmp_path / "weights.pt", network()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with pytest.raises(ValueError, match=f"weights.pt.*{words}"):
+        load_weights(own, file)
+    assert_same(dict(own.state_dict()), before)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_weights(network(), tmp_path)
