@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self.record_layers = False
         self._layers = find_layers(params, regularize, layers)
         check_dtypes({n: p for layer in self._layers for n, p in layer.trained.items()})
-        nothing = acts_on_nothing(self._layers)
-        if nothing is not None:
+        if (nothing := acts_on_nothing(self._layers)) is not None:
             warnings.warn(nothing, stacklevel=2)
         regularization = Regularization(options.regularizer, self._layers, regularize, options.length)
         metric_weight = make_metric(metric)
@@ -118,11 +117,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         self._names = ParameterNames(self._layers, regularization.claims)
         # There is neither decay nor momentum, but code that was written for other optimizers may ask.
         shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
-        super().__init__(self._first_groups(), {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
-
-    def _first_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": layer.given, "name": layer.name} for layer in self._layers]
-        return [group for group in groups if group["params"]]
+        groups = [{"params": layer.given, "name": layer.name} for layer in self._layers if layer.given]
+        super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})
 
     # ------------------------------------------------------------------ what others may ask
 
@@ -307,13 +303,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
             ValueError: If there is no closure, batches are empty or for the other mode, total_steps is missing for a
                 ramp, or the first loss is not finite.
         """
-        if closure is None and sweeps is None:
-            raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")
         self.check_ready()
         sweeps = sweeps or self._own_sweeps(batches)
-        boundaries, done, stale = self._training.stepper.boundaries, self.iterations, sweeps.starts()
+        boundaries, done, stale = self.boundaries, self.iterations, sweeps.starts()
         try:
-            adjoint = sweeps.forward_adjoint(closure, boundaries)  # type: ignore[arg-type]
+            adjoint = sweeps.forward_adjoint(closure or _no_closure, boundaries)
             if adjoint.is_complete:
                 self._iterate(adjoint)
         except BaseException:
@@ -343,15 +337,17 @@ class BSQHOptimizer(torch.optim.Optimizer):
                 adjoint, trained, self.eta, self.max_trials, self.record_layers, held
             )
             if found is not None:
-                self._show_rate(found.epsilon)
+                for group in self.param_groups:
+                    group["lr"] = 0.5 / found.epsilon
         if stalled is not None and self.options.on_stall == "raise":
             raise Stalled(stalled)
         if stalled is not None:
             warnings.warn(stalled, stacklevel=4)
 
-    def _show_rate(self, epsilon: float) -> None:
-        for group in self.param_groups:
-            group["lr"] = 0.5 / epsilon
-
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+
+def _no_closure(*_: Any) -> NoReturn:
+    """Called unless the sweeps have been done before the step, as under a GradScaler."""
+    raise ValueError("step needs a closure that computes and returns the loss: optimizer.step(closure).")

@@ -67,12 +67,12 @@ class GaussSeidel:
     def _in_order(self, layers: Sequence[tuple[Layer, Sequence[int]]]) -> list[tuple[Layer, Sequence[int], Recorded]]:
         """The layers that have one place in the order of the sweep, and their calls."""
         calls = [self._boundaries.calls(layer) for layer, _ in layers]
-        most = self.reduction.most([float(len(each)) for each in calls])
-        fewest = self.reduction.most([-float(len(each)) for each in calls])
+        # Called once in every process: then the others have a place for it, too.
+        differ = self.reduction.most([float(len(each) != 1) for each in calls])
         called = [
             (layer, positions, each[0])
-            for (layer, positions), each, high, low in zip(layers, calls, most, fewest, strict=True)
-            if high == 1.0 and low == -1.0
+            for (layer, positions), each, elsewhere in zip(layers, calls, differ, strict=True)
+            if not elsewhere
         ]
         modules = {call.module for _, _, call in called}
         return [each for each in called if modules.isdisjoint(list(each[2].module.modules())[1:])]

@@ -50,6 +50,16 @@ class Trained:
     regularized: Collection[str]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the first of them, which tells how large a gradient may be."""
+        return next((p.dtype for p in self.parameters.values()), torch.get_default_dtype())
+
+    @property
+    def regularized_names(self) -> list[str]:
+        """Names of the regularised ones, in their order."""
+        return [name for name in self.parameters if name in self.regularized]
+
+    @property
     def regularized_positions(self) -> list[int]:
         """Where the regularised ones are among all."""
         return [i for i, name in enumerate(self.parameters) if name in self.regularized]

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.history import History
 from lightning_bsqh.method.metric import Metric
@@ -75,9 +73,13 @@ class Training:
         self.last_layers = None
         if adjoint.loss is None:
             return None, self._skip(math.nan, counted=False)
-        marks = self.regularization.marks()
+        marks, largest = self.regularization.marks(), self.metric.largest_gradient(trained.dtype)
+        options = SearchOptions(eta, max_trials, self.progress, largest)
         try:
-            found, self.last_layers = self._search(adjoint, trained, eta, max_trials, record_layers, held)
+            regularizer = self.regularization.begin(trained.regularized_names, self.history.iterations)
+            found, self.last_layers = self.stepper.step(
+                adjoint, trained, regularizer, self.augmentation, options, record_layers, held
+            )
         except BaseException as error:
             held.enter_context(uninterrupted())
             self.regularization.go_back_to(marks)
@@ -87,21 +89,6 @@ class Training:
             adjoint.undo()
             return None, self._skip(error.loss, counted=True)
         return found, self.history.record(found)
-
-    def _search(
-        self,
-        adjoint: AdjointPass,
-        trained: Trained,
-        eta: float,
-        max_trials: int,
-        record_layers: bool,
-        held: ExitStack,
-    ) -> tuple[Found, dict[str, LayerReport] | None]:
-        names = [name for name in trained.parameters if name in trained.regularized]
-        dtype = next((p.dtype for p in trained.parameters.values()), torch.get_default_dtype())
-        regularizer = self.regularization.begin(names, self.history.iterations)
-        options = SearchOptions(eta, max_trials, self.progress, self.metric.largest_gradient(dtype))
-        return self.stepper.step(adjoint, trained, regularizer, self.augmentation, options, record_layers, held)
 
     def _check_first(self, loss: float) -> None:
         if not self.history.has_begun and not math.isfinite(loss):
