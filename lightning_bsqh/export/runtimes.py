@@ -51,7 +51,8 @@ def to_onnx(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrit
 
     Raises:
         ValueError: If the model does not run, or cannot be exported.
-        RuntimeError: If ONNX Runtime gives other outputs than torch (by more than 1e-4 in float32).
+        RuntimeError: If ONNX Runtime gives other outputs than torch (by more than 1e-4 in float32), or torch is too
+            old.
         FileExistsError: If the file exists and ``overwrite`` is false.
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
     """
@@ -98,7 +99,7 @@ def to_pt2(model: nn.Module, example_inputs: Any, path: str | Path, *, overwrite
 
 def _needs_newer_torch(function: str, is_new_enough: bool) -> None:
     if not is_new_enough:
-        raise NotImplementedError(f"{function} needs a newer torch than {torch.__version__}: pip install -U torch.")
+        raise RuntimeError(f"{function} needs a newer torch than {torch.__version__}: pip install -U torch.")
 
 
 class _Loaded(nn.Module):

@@ -88,7 +88,7 @@ def load_sparse(path: str | Path) -> dict[str, Tensor]:
         with safetensors.safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             _check_version(metadata)
-
+            # What safe_open gives is no mapping and cannot be iterated over.
             return decode({name: file.get_tensor(name) for name in file.keys()}, metadata)  # noqa: SIM118
     # MemoryError: what a damaged header asks for; RecursionError: JSON nested without end.
     except (ValueError, safetensors.SafetensorError, MemoryError, RecursionError) as error:

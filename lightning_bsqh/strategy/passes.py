@@ -17,7 +17,7 @@ from lightning_bsqh.strategy.manual import ManualSweeps, say_if_never_stepped
 from lightning_bsqh.strategy.notices import say_how_it_ended
 from lightning_bsqh.strategy.scaling import scaled_step, scaler_of
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.strategy.window import AccumulationWindow, check_window
+from lightning_bsqh.strategy.window import WINDOW, AccumulationWindow, check_window
 from lightning_bsqh.sweeps.base import Sweeps, check_loss
 
 #: dtypes of the forward under autocast, by the Trainer's precision.
@@ -45,7 +45,7 @@ class Passes:
         self.joined: Callable[[Sweeps], Sweeps] | None = None
         parts = (module, precision.train_step_context)
         parameters, reduced = partial(parameters_of, optimizer), _REDUCED.get(str(precision.precision))
-        self._make_window = partial(AccumulationWindow, *parts, parameters, reduced)
+        self._make_window = partial(AccumulationWindow, *parts, parameters, WINDOW, reduced)
         self.sweeps: LightningSweeps | LightningFullBatch
         if not module.automatic_optimization:
             self.sweeps = ManualSweeps(*parts, reduced, parameters)
@@ -68,10 +68,16 @@ class Passes:
 
     def at_end(self) -> None:
         """Called when the training ends; says what it lacked."""
-        if isinstance(self.sweeps, ManualSweeps):
+        sweeps = self.sweeps
+        if isinstance(sweeps, ManualSweeps):
             say_if_never_stepped(self._optimizer.iterations)
-        full_batch = self._optimizer.full_batch is not None and isinstance(self.sweeps, LightningFullBatch)
-        say_how_it_ended(self._optimizer, full_batch and self.sweeps.is_within_pass)  # type: ignore[union-attr]
+        # A window that is not full at the end is no loss: Lightning steps at the end of every epoch.
+        within = (
+            isinstance(sweeps, LightningFullBatch)
+            and not isinstance(sweeps, AccumulationWindow)
+            and sweeps.is_within_pass
+        )
+        say_how_it_ended(self._optimizer, within)
 
     def forward(self, batch: tuple[Any, ...], step: Callable[[], Any]) -> Any:
         """The forward sweep.

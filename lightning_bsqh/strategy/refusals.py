@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_bsqh.namespace import (
@@ -15,8 +15,6 @@ from lightning_bsqh.namespace import (
 )
 from lightning_bsqh.strategy.manual import refuse_manual
 from lightning_bsqh.trainer_access import callbacks_of
-
-_NO_AVERAGES = "averaged weights have no exact zeros (those of EMAWeightAveraging are made to have them)"
 
 
 def refuse_module(model: pl.LightningModule, precision: str, batch_mode: str) -> None:
@@ -56,14 +54,13 @@ def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def refuse_callbacks(trainer: pl.Trainer) -> None:
     """Raises MisconfigurationException for callbacks that cannot work, and warns of those that do nothing."""
-    refused: dict[type, str] = {StochasticWeightAveraging: _NO_AVERAGES}
-    callbacks: Sequence[pl.Callback] = callbacks_of(trainer)
+    callbacks = callbacks_of(trainer)
     for callback in callbacks:
-        for kind, reason in refused.items():
-            if isinstance(callback, kind):
-                raise MisconfigurationException(
-                    f"The callback {type(callback).__name__} cannot be used with BSQHStrategy: {reason}. Remove it."
-                )
+        if isinstance(callback, StochasticWeightAveraging):
+            raise MisconfigurationException(
+                f"The callback {type(callback).__name__} cannot be used with BSQHStrategy: averaged weights have no"
+                " exact zeros (those of EMAWeightAveraging are made to have them). Remove it."
+            )
     if any(isinstance(callback, LearningRateFinder) for callback in callbacks):
         rank_zero_warn(
             "lr_find (LearningRateFinder) has no learning rate to find under BSQHStrategy: ε takes its place and adapts"

@@ -48,7 +48,7 @@ class ScaledSweeps(Sweeps):
         return self._pass.loss
 
     @override
-    def forward_adjoint(self, closure: Callable[..., Any] | None, boundaries: Boundaries | None = None) -> AdjointPass:
+    def forward_adjoint(self, closure: Callable[..., Any], boundaries: Boundaries | None = None) -> AdjointPass:
         assert self._pass is not None
         self.is_used = True
         return self._pass

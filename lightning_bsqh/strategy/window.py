@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,29 +24,14 @@ class AccumulationWindow(LightningFullBatch):
 
     As full-batch mode does it over an epoch: J and G are the means over all samples, a trial runs over all batches.
     Lightning calls its closure alone for all batches but the last, and divides each loss by the number of batches; so
-    gradients are taken in by :meth:`after_backward`, of the loss as it was.
-
-    Args:
-        module: The module that is trained.
-        context: Gives the precision's context for a training_step.
-        parameters: Gives the parameters that are trained.
-        reduced_precision: dtype of the forward under autocast, None if the loss's own dtype tells.
+    gradients are taken in by :meth:`after_backward`, of the loss as it was. Its options are :data:`WINDOW`.
     """
 
-    def __init__(
-        self,
-        module: pl.LightningModule,
-        context: Callable[[], AbstractContextManager[Any]],
-        parameters: Callable[[], list[Tensor]],
-        reduced_precision: torch.dtype | None = None,
-    ) -> None:
-        # The next window has other data, so that nothing is known of it.
-        options = FullBatch(kappa=0.0, max_iterations=None, count_samples=_rows, reuse=False)
-        super().__init__(module, context, parameters, options, reduced_precision)
-        self._at: tuple[int, int] | None = None
-        self._place = 0
-        #: The loss of the batch, as training_step has returned it.
-        self.raw_loss: Tensor | None = None
+    #: The loss of the batch, as training_step has returned it.
+    raw_loss: Tensor | None = None
+    # Epoch and batch of the last forward sweep, and its place in the window.
+    _at: tuple[int, int] | None = None
+    _place = 0
 
     @override
     def forward_sweep(self, batch: tuple[Any, ...], place: int, is_last: bool, step: Callable[[], Any]) -> Any:
@@ -131,6 +115,10 @@ class AccumulationWindow(LightningFullBatch):
 def _rows(batch: Any) -> int:
     """The number of samples in a batch; all batches count alike where it cannot be told."""
     return first_dimension(batch) or 1
+
+
+#: The options of full-batch mode for a window: the next one has other data, so that nothing is known of it.
+WINDOW = FullBatch(kappa=0.0, max_iterations=None, count_samples=_rows, reuse=False)
 
 
 def check_window(trainer: pl.Trainer, optimizer: BSQHOptimizer) -> bool:
