@@ -117,7 +117,7 @@ def _batches(places: Sequence[int | None]) -> DataLoader[Any]:
         start = place * BATCH + rank() * half
         return x[start : start + half], y[start : start + half]
 
-    return DataLoader(list(places), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+    return DataLoader(list(places), batch_size=1, collate_fn=collate)
 
 
 def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -> tuple[str, str, bool]:

@@ -62,7 +62,7 @@ def launchers(folder: Path) -> None:
         trainer = make_trainer(strategy, folder, 2, max_steps=4)
         trainer.fit(Classes(), _shuffled())
         torch.save(weights(trainer.lightning_module), folder / "fork.pt")
-    trainer = make_trainer("bsqh", folder, 2, max_steps=4)  # type: ignore[arg-type]
+    trainer = make_trainer("bsqh", folder, 2, max_steps=4)
     trainer.fit(Classes(), _shuffled())
     torch.save(weights(trainer.lightning_module), folder / f"popen{trainer.global_rank}.pt")
 

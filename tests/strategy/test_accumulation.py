@@ -144,7 +144,7 @@ def test_skipped_batches_count_for_nothing(make_trainer: Any) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return None if batch_idx in self.skipped else super().training_step(batch, batch_idx)
 
-    x, y = loader(48).dataset.tensors  # type: ignore[attr-defined]
+    x, y = loader(48).dataset.tensors
     for skipped, kept in (({1}, [0, 2]), ({2}, [0, 1]), ({0}, [1, 2])):
         module, reference = Skips(skipped), Smooth()
         make_trainer(strategy(), max_steps=1, accumulate_grad_batches=3).fit(module, loader(16))
@@ -181,7 +181,7 @@ def test_a_hook_that_changes_the_gradients_of_a_window(make_trainer: Any) -> Non
         @override
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             for parameter in self.parameters():
-                parameter.grad = 0.5 * parameter.grad  # type: ignore[operator]
+                parameter.grad = 0.5 * parameter.grad
 
     options = {"max_steps": 3}
     large, small = Halves(), Halves()

@@ -29,7 +29,7 @@ class Manual(SmallModule):
             self.log("loss", loss)
             return loss
 
-        loss = self.optimizers().step(closure)  # type: ignore[union-attr]
+        loss = self.optimizers().step(closure)
         assert loss is not None
         self.events.add(float(loss))
 
@@ -80,7 +80,7 @@ def test_several_steps_in_one_batch(make_trainer: Any, make_loader: Any) -> None
         @override
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             for _ in range(2):
-                self.optimizers().step(lambda: self.loss(batch))  # type: ignore[union-attr]
+                self.optimizers().step(lambda: self.loss(batch))
 
     trainer = make_trainer(BSQHStrategy(total_steps=12), max_epochs=2)
     trainer.fit(Twice(), make_loader())
@@ -106,7 +106,7 @@ class BackwardInside(Manual):
             self.manual_backward(loss)
             return loss
 
-        self.optimizers().step(closure)  # type: ignore[union-attr]
+        self.optimizers().step(closure)
 
 
 @pytest.mark.parametrize("kind", [Ordinary, BackwardInside])
@@ -122,7 +122,7 @@ def test_a_closure_that_returns_no_loss(make_trainer: Any, make_loader: Any) -> 
     class Vector(Manual):
         @override
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.optimizers().step(lambda: self.loss(batch).expand(2))  # type: ignore[union-attr]
+            self.optimizers().step(lambda: self.loss(batch).expand(2))
 
     with pytest.raises(ValueError, match=r"The closure of self\.optimizers\(\)\.step\(closure\) must return a real"):
         make_trainer(BSQHStrategy()).fit(Vector(), make_loader())
