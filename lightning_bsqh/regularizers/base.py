@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_bsqh.foreach import clamp_
+from lightning_bsqh.network.shards import Shards
 
 #: One layer tensor's metric D: a tensor of its shape, or 1.0 for the euclidean metric.
 MetricWeight = Tensor | float
@@ -90,6 +91,24 @@ class Regularizer(ABC):
             sizes: Number of elements of each tensor, in their order.
         """
         return None
+
+    def on_shards(self, shards: Shards) -> Regularizer:
+        """R for tensors of which every process holds some rows only: :meth:`prox_` and the others get these.
+
+        What it gives answers for its own rows: values of R are added up over the processes, and a point is admissible
+        if every process says so. What couples rows asks the other processes, by way of ``shards``.
+
+        Args:
+            shards: What is known of the regularised tensors, in the fixed order.
+
+        Raises:
+            ValueError: If R cannot be used so; as this default does, which knows nothing of R.
+        """
+        raise ValueError(
+            f"regularizer={self!r} cannot be used with shard='fsdp', where no process holds a weight tensor whole: use"
+            " L0, L1, L2, ElasticNet, LHalf, LTwoThirds, Cardinality, or GroupL0 with groups='output', or train without"
+            " shard."
+        )
 
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
         """Whether no tensor has lost more than it may; only what :meth:`on_vector` gave may say no.

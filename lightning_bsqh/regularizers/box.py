@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number, shown
 from lightning_bsqh.foreach import added, both, clamp_, joined, scalars
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of, ends
 
@@ -105,6 +106,10 @@ class Box(Regularizer):
         inside = self.regularizer.on_vector(sizes)
         low, high = (None if math.isinf(end) else end for end in (self.low, self.high))
         return None if inside is None else Box(low, high, inside)
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        return self if self.regularizer is None else self._around(self.regularizer.on_shards(shards))
 
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:

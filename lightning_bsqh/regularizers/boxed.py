@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh.foreach import clamp_
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 
@@ -27,6 +28,10 @@ class SumInBox(Regularizer):
             best_of(g, [torch.zeros_like(g).clamp(low, high), *ends(g, low, high), *self._peaks(g, low, high)], price)
             for g in ascents
         ]
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        return self
 
     def _peaks(self, ascent: Tensor, low: float, high: float) -> list[Tensor]:
         """Where the derivative of Gu − ρR(u) vanishes, clipped to the box; none if R is nowhere strictly convex."""

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_bsqh._validation import shown
 from lightning_bsqh.foreach import both
 from lightning_bsqh.network.layers import Layer, claim
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 
 Value = TypeVar("Value")
@@ -71,6 +72,12 @@ class ByName(Regularizer):
     @override
     def competes(self) -> bool:
         return any(r.competes and self.owners.count(name) > 1 for name, r in self.regularizers.items())
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        places = {name: [i for i, owner in enumerate(self.owners) if owner == name] for name in self.regularizers}
+        parts = {name: r.on_shards(shards.restricted_to(places[name])) for name, r in self.regularizers.items()}
+        return ByName(parts, self.owners)
 
     @override
     def confine_(self, weights: Sequence[Tensor]) -> None:

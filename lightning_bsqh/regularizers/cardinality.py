@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, integer, number
 from lightning_bsqh.foreach import at_least, no_larger, norms, scalars
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import Regularizer
 from lightning_bsqh.regularizers.erdos_renyi import erdos_renyi_counts
 from lightning_bsqh.regularizers.groups import Groups, fan_in, rows
@@ -128,8 +129,10 @@ class Cardinality(SupportConstraint):
         units = self._units(weights)
         if self.scope == "layer":
             return [self._kept([count]) for count in units]
-        shapes = tuple(tuple(w.shape) for w in weights)
-        return list(erdos_renyi_counts(shapes, self._kept(units), self.minimum))
+        return list(erdos_renyi_counts(self._shapes(weights), self._kept(units), self.minimum))
+
+    def _shapes(self, weights: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(w.shape) for w in weights)
 
     def _used(self, weights: Sequence[Tensor]) -> Tensor:
         """How many units of every tensor, or of the fullest row, are not zero."""
@@ -145,6 +148,16 @@ class Cardinality(SupportConstraint):
         whole = copy.copy(self)
         whole._sizes = tuple(sizes)
         return whole
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        # Only here, as it is derived from this class.
+        from lightning_bsqh.regularizers.shard_cardinality import on_shards
+
+        if self.groups == "input" or self.multiple != 1:
+            return super().on_shards(shards)
+        # Whoever competes within a row is in one piece.
+        return self if self.scope == "row" else on_shards(self, shards)
 
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:

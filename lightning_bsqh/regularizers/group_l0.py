@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import choice, number
 from lightning_bsqh.foreach import added, by_kind, costs_of_zero, scalars, scaled
-from lightning_bsqh.regularizers.base import MetricWeight
+from lightning_bsqh.network.shards import Shards
+from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import ZeroInBox, best_of, ends
 from lightning_bsqh.regularizers.groups import Groups
 
@@ -43,6 +44,11 @@ class GroupL0(ZeroInBox):
 
     def __repr__(self) -> str:
         return f"GroupL0(rho={self.rho:g}, groups={self.groups!r}, weight={self.weight!r})"
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        # An output's weights are a row, which is in one piece.
+        return self if self.groups == "output" else super().on_shards(shards)
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.elastic_net import ElasticNet
 from lightning_bsqh.regularizers.l1 import L1
@@ -75,6 +76,10 @@ class WithL2(Regularizer):
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         inside = self.regularizer.on_vector(sizes)
         return None if inside is None or self.decay.in_metric else WithL2(inside, self.decay)
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        return WithL2(self.regularizer.on_shards(shards), self.decay)
 
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:

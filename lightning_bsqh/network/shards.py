@@ -1,0 +1,40 @@
+"""What is known of tensors of which every process holds some rows only (method §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Some tensors, each cut along dim 0 into consecutive pieces, one for each process in their order.
+
+    Attributes:
+        shapes: Of the whole tensors.
+        starts: For each the first row of this process's piece.
+        device: Where the pieces are.
+        add_: Replaces a tensor by its sum over the processes; all of them have to call it, with equal shapes.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    starts: tuple[int, ...]
+    device: torch.device
+    add_: Callable[[Tensor], object]
+
+    def restricted_to(self, positions: Sequence[int]) -> Shards:
+        """A few of the tensors, given by their positions."""
+        shapes, starts = (tuple(values[i] for i in positions) for values in (self.shapes, self.starts))
+        return Shards(shapes, starts, self.device, self.add_)
+
+    def totals(self, counts: Sequence[Tensor]) -> Tensor:
+        """Integer scalars, one of each tensor or of whatever there is, summed over the processes: shape ``[n]``."""
+        own = torch.stack([c.to(self.device, torch.int64) for c in counts]) if counts else self._none()
+        self.add_(own)
+        return own
+
+    def _none(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=self.device)
