@@ -229,12 +229,3 @@ def both(first: Tensor | bool, second: Tensor | bool) -> Tensor | bool:
     # Of which one is a bool: false decides, true leaves it to the other.
     known, other = (second, first) if isinstance(first, Tensor) else (first, second)
     return other if known else False
-
-
-def share_of_zeros(tensors: Sequence[Tensor]) -> float:
-    """Share of exact zeros among all elements; 0 if there are none. Waits for the device."""
-    total = sum(t.numel() for t in tensors)
-    if not total:
-        return 0.0
-    counts = [torch.count_nonzero(t) for t in tensors]
-    return 1.0 - int(torch.stack([c.to(counts[0].device) for c in counts]).sum()) / total

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_bsqh.foreach import share_of_zeros
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.stall import Stalled
-from lightning_bsqh.method.stepper import Stepper, Trained, contested
+from lightning_bsqh.method.stepper import Stepper, contested
 from lightning_bsqh.method.training import Training
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
+from lightning_bsqh.network.sharding import Sharding
+from lightning_bsqh.optimizer_rows import Rows, SomeRows, share_of_zeros
 from lightning_bsqh.optimizer_state import FORMAT, check_state
 from lightning_bsqh.options import BSQHOptions
 from lightning_bsqh.parameter_names import ParameterNames
@@ -103,7 +104,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         #: Whether the next iterations also fill :attr:`last_layers`, at some cost.
         self.record_layers = False
         self._layers = find_layers(params, regularize, layers)
-        check_dtypes({n: p for layer in self._layers for n, p in layer.trained.items()})
+        trained = {n: p for layer in self._layers for n, p in layer.trained.items()}
+        check_dtypes(trained)
+        self._rows = Rows(trained)
         if (nothing := acts_on_nothing(self._layers)) is not None:
             warnings.warn(nothing, stacklevel=2)
         regularization = Regularization(options.regularizer, self._layers, regularize, options.length)
@@ -173,6 +176,11 @@ class BSQHOptimizer(torch.optim.Optimizer):
         return self.options.full_batch
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the parameters whole; then all have to ask for what is about all weights."""
+        return self._rows.are_some
+
+    @property
     def has_default_regularizer(self) -> bool:
         """Whether the regularizer was left open; then it depends on whether the length is known."""
         return self._training.regularization.is_default
@@ -216,7 +224,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def meets_constraint(self) -> bool:
         """Whether the weights satisfy the regularizer's constraint in full, as at the end of its ramp."""
-        return self._training.regularization.is_met_by(self._names.regularized_moving(self.param_groups))
+        return self._rows.is_met(self._training.regularization, self._names.regularized_moving(self.param_groups))
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
@@ -242,10 +250,18 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def check_ready(self) -> None:
         """Raises ValueError if an iteration lacks something that no option's own check can tell."""
+        self._rows.check()
         self._training.regularization.check_ready()
 
-    def share(self, reduction: Reduction) -> None:
-        """From now on takes all decisions together with other processes, whose parameters are the same."""
+    def share(self, reduction: Reduction, sharding: Sharding | None = None) -> None:
+        """From now on takes all decisions together with other processes.
+
+        Args:
+            reduction: Takes them.
+            sharding: Knows which rows of the parameters are here; None if all processes have the same.
+        """
+        if sharding is not None:
+            self._rows = SomeRows(sharding)
         self._training.stepper.share(reduction)
 
     # ------------------------------------------------------------------ torch.optim's interface
@@ -268,14 +284,15 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
+        state = self._rows.saved(super().state_dict(), self._all())
         state["bsqh"] = {"format": FORMAT, "metric": self.options.metric, **self._training.state_dict()}
         return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rule = check_state(state_dict, self.param_groups, self.options.metric, self.augmentation)
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "bsqh"})
+        plain = {key: value for key, value in state_dict.items() if key != "bsqh"}
+        super().load_state_dict(self._rows.loaded(plain, self._all()))
         self._training.load_state_dict(state_dict["bsqh"], rule)
 
     @torch.no_grad()
@@ -331,7 +348,10 @@ class BSQHOptimizer(torch.optim.Optimizer):
 
     def _iterate(self, adjoint: AdjointPass) -> None:
         moving = self._names.moving(self.param_groups)
-        trained = Trained(moving, [self.state[p] for p in moving.values()], self._names.regularized)
+        states = [self.state[p] for p in moving.values()]
+        trained, moved = self._rows.trained(moving, states, self._names.regularized)
+        if moved:
+            self._training.stepper.forget()
         with ExitStack() as held:
             found, stalled = self._training.iterate(
                 adjoint, trained, self.eta, self.max_trials, self.record_layers, held
@@ -339,6 +359,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
             if found is not None:
                 for group in self.param_groups:
                     group["lr"] = 0.5 / found.epsilon
+        self._rows.release()
         if stalled is not None and self.options.on_stall == "raise":
             raise Stalled(stalled)
         if stalled is not None:

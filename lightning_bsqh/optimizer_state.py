@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_bsqh._validation import shown
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.network.sharding import local_part
 
 #: Of the entry ``bsqh``; a later version that changes its meaning raises it.
 FORMAT = 1
@@ -103,7 +104,8 @@ def _check_mean(mean: Any, parameter: Tensor, layer: str) -> None:
             f"state_dict: mean_square of a parameter in {layer!r} has the shape {shape}, the parameter"
             f" {tuple(parameter.shape)}: it is that of another network."
         )
-    if not bool((torch.isfinite(mean) & (mean >= 0)).all()):
+    own = local_part(mean)
+    if not bool((torch.isfinite(own) & (own >= 0)).all()):
         raise ValueError(
             f"state_dict: mean_square of a parameter in {layer!r} is not finite or negative, so the metric of no step"
             " could be made of it: the file is damaged, or from a training that had failed."

@@ -83,16 +83,22 @@ def is_within_batch(trainer: pl.Trainer) -> bool:
     return bool(progress.ready > progress.processed)
 
 
+def averages_weights(callback: pl.Callback) -> bool:
+    """Whether it is a WeightAveraging callback, which there are from Lightning 2.6 on."""
+    kind = getattr(pl.callbacks, "WeightAveraging", None)
+    return kind is not None and isinstance(callback, kind)
+
+
 def averaged_model_of(callback: pl.Callback) -> AveragedModel | None:
     """The averaged model of a WeightAveraging callback that is set up; None for any other callback.
 
     The callback keeps it in ``_average_model`` and gives no other way to it, and only there its averaging function can
     be told that zeros are to stay.
     """
-    kind = getattr(pl.callbacks, "WeightAveraging", None)  # From Lightning 2.6 on.
-    if kind is None or not isinstance(callback, kind):
+    if not averages_weights(callback):
         return None
-    model: AveragedModel | None = callback._average_model
+    known: Any = callback
+    model: AveragedModel | None = known._average_model
     return model
 
 

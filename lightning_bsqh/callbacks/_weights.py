@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_bsqh.callbacks._logging import layer_keys
 from lightning_bsqh.namespace import pl
 from lightning_bsqh.network.roles import tensors_of
+from lightning_bsqh.network.sharding import nonzero_counts
 from lightning_bsqh.optimizer import BSQHOptimizer
 
 
@@ -24,7 +24,10 @@ class OutputPositions:
     def __init__(self, module: nn.Module) -> None:
         self._positions: dict[int, float] = {}
         kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        self._handles = [m.register_forward_hook(self._note) for m in module.modules() if isinstance(m, kinds)]
+        modules = [m for m in module.modules() if isinstance(m, kinds)]
+        # As they are outside of a forward: in one, a sharded module has others.
+        self._weights = {id(m): m.weight for m in modules}
+        self._handles = [m.register_forward_hook(self._note) for m in modules]
 
     def stop(self) -> None:
         """Looks no more."""
@@ -36,15 +39,15 @@ class OutputPositions:
         """The share of multiply-adds with weights that are not zero; None if no layer has been seen."""
         if self._positions:
             self.stop()
-        done = total = 0.0
-        for weight in weights:
-            positions = self._positions.get(id(weight), 0.0)
-            done += positions * int(torch.count_nonzero(weight)) if positions else 0.0
-            total += positions * weight.numel()
-        return done / total if total else None
+        tensors = list(weights)
+        positions = [self._positions.get(id(weight), 0.0) for weight in tensors]
+        total = sum(times * weight.numel() for times, weight in zip(positions, tensors, strict=True))
+        if not total:
+            return None
+        return sum(times * left for times, left in zip(positions, nonzero_counts(tensors), strict=True)) / total
 
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        weight = module.weight
+        weight = self._weights[id(module)]
         if isinstance(output, Tensor) and isinstance(weight, Tensor) and output.dim() and output.shape[0]:
             # Per sample, and per output feature or channel.
             outputs = output.shape[0] * weight.shape[0]
@@ -75,12 +78,11 @@ def all_weights(module: nn.Module) -> dict[str, list[Tensor]]:
 
 def count_zeros(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[int, int]]:
     """Numbers of exact zeros and of all weights, by layer."""
-    if not layers:
-        return {}
     # One transfer from the device for all layers.
-    nonzero = torch.stack([sum((torch.count_nonzero(w) for w in ws), torch.tensor(0)) for ws in layers.values()])
-    sizes = [sum(w.numel() for w in ws) for ws in layers.values()]
-    return {name: (size - kept, size) for name, size, kept in zip(layers, sizes, nonzero.tolist(), strict=True)}
+    nonzero = iter(nonzero_counts([w for ws in layers.values() for w in ws]))
+    kept = {name: sum(next(nonzero) for _ in ws) for name, ws in layers.items()}
+    sizes = {name: sum(w.numel() for w in ws) for name, ws in layers.items()}
+    return {name: (size - kept[name], size) for name, size in sizes.items()}
 
 
 def sparsity_values(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
@@ -99,8 +101,9 @@ def count_zero_groups(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple
     of one neuron. Only the weights given are looked at; a kind of which there is none is left out.
     """
     counts: dict[str, tuple[int, int]] = {}
-    for w in (w for weights in layers.values() for w in weights if w.dim() >= 2):
+    tensors = [w for weights in layers.values() for w in weights if w.dim() >= 2]
+    for w, left in zip(tensors, nonzero_counts(tensors, lambda rows: (rows != 0).flatten(1).any(1)), strict=True):
         kind = "filters" if w.dim() > 2 else "rows"
         zeros, size = counts.get(kind, (0, 0))
-        counts[kind] = (zeros + len(w) - int(torch.count_nonzero((w != 0).flatten(1).any(1))), size + len(w))
+        counts[kind] = (zeros + len(w) - left, size + len(w))
     return counts

@@ -21,6 +21,7 @@ from lightning_bsqh.callbacks._weights import (
     sparsity_values,
 )
 from lightning_bsqh.namespace import pl, rank_zero_warn
+from lightning_bsqh.network.sharding import is_sharded
 from lightning_bsqh.report.bars import sparsity_bars
 from lightning_bsqh.report.masks import draw_mask
 from lightning_bsqh.report.names import display_names
@@ -59,7 +60,7 @@ class PictureMonitor(pl.Callback):
         max_filters: Masks show at most so many filters and input channels, the first ones; at least 1.
 
     Raises:
-        TypeError: If an argument is no integer.
+        TypeError: If an argument is no integer; at the start of the fit, if parameters are sharded.
         ValueError: If an argument is less than 1.
     """
 
@@ -76,6 +77,11 @@ class PictureMonitor(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if any(map(is_sharded, pl_module.parameters())):
+            raise TypeError(
+                "PictureMonitor needs whole weights, of which shard='fsdp' leaves some rows in every process: leave the"
+                " callback or shard out."
+            )
         self._albums = albums(trainer.loggers)
         self._drawn = None
         if not self._is_resumed:

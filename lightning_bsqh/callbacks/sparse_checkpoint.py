@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_bsqh._validation import number
 from lightning_bsqh.callbacks._target import is_as_sparse_as, is_at_target
 from lightning_bsqh.namespace import ModelCheckpoint, pl, rank_zero_warn
+from lightning_bsqh.network.sharding import is_sharded
 
 
 class SparseCheckpoint(ModelCheckpoint):
@@ -59,7 +60,9 @@ class SparseCheckpoint(ModelCheckpoint):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self.is_sparse_enough(trainer, pl_module):
+        # Of sharded weights all processes would have to count, and the others may be gone.
+        is_whole = not any(map(is_sharded, pl_module.parameters()))
+        if is_whole and self.is_sparse_enough(trainer, pl_module):
             super().on_exception(trainer, pl_module, exception)
 
     def is_sparse_enough(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

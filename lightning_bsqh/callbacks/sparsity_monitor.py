@@ -13,6 +13,7 @@ from lightning_bsqh._validation import integer
 from lightning_bsqh.callbacks._logging import is_due, show, write
 from lightning_bsqh.callbacks._weights import OutputPositions, layer_weights, sparsity_values
 from lightning_bsqh.namespace import pl
+from lightning_bsqh.network.sharding import local_part, over_processes
 
 
 class SparsityMonitor(pl.Callback):
@@ -76,6 +77,9 @@ class SparsityMonitor(pl.Callback):
             for now, before in zip(masks, self._support.get(name, masks), strict=False):
                 entered += int(torch.count_nonzero(now & ~before))
                 left += int(torch.count_nonzero(before & ~now))
+        # If one weight is sharded, all are.
+        like = [w for weights in layers.values() for w in weights][:1]
+        entered, left = over_processes([entered, left], 2 * like) if like else (0, 0)
         values |= {"support/entered": float(entered), "support/left": float(left)}
         if new_support:
             self._support = support
@@ -86,4 +90,4 @@ class SparsityMonitor(pl.Callback):
 
 
 def _supports(layers: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-    return {name: [w.detach() != 0 for w in weights] for name, weights in layers.items()}
+    return {name: [local_part(w.detach()) != 0 for w in weights] for name, weights in layers.items()}

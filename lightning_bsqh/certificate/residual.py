@@ -444,7 +444,7 @@ def _metric(
     for name, w in weights.items():
         pack = Pack([w], [0])
         low = {0} if regularizer.couples_tensors else set()
-        weight = rule.weight(pack, pack.gradients([gradients[name]]), [{}], low)
+        weight = rule.weight(pack, pack.gradients([gradients[name]]), [{}], low, {})
         result[name] = weight.view(w.shape) if isinstance(weight, Tensor) else weight
     return result
 

@@ -35,6 +35,8 @@ class Iteration:
         packs: The parameters side by side, with the regularised ones first; None makes them.
         unreached: Positions of the parameters that no gradient has reached yet.
         apart: Whether R has to see the tensors apart, although it could do without.
+        reached: Of the unreached ones, by position, whether their gradient reaches them now; None if only the device
+            knows.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Iteration:
         packs: Sequence[Pack] | None = None,
         unreached: Sequence[int] = (),
         apart: bool = False,
+        reached: Mapping[int, bool] | None = None,
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
@@ -70,6 +73,7 @@ class Iteration:
         self._layer_regularizers: dict[int, Regularizer] = {}
         self._excess = 0.0
         self._unreached = unreached
+        self._reached = reached or {}
         self._of_gradient: dict[str, Tensor | float] = {}
         self._enough: Tensor | bool = True
         base = self._weights(self._base)
@@ -122,8 +126,13 @@ class Iteration:
         peaks = [torch.linalg.vector_norm(g, math.inf) for g in self.slopes if g.numel()]
         self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
         for i in self._unreached:
-            gradient = self.gradients[i]
-            self._of_gradient[f"reached/{i}"] = 0.0 if gradient is None else gradient.any()
+            self._of_gradient[f"reached/{i}"] = self._reaches(i)
+
+    def _reaches(self, position: int) -> Tensor | float:
+        gradient = self.gradients[position]
+        if position in self._reached:
+            return float(self._reached[position])
+        return 0.0 if gradient is None else gradient.any()
 
     def _safeguarded_(self, metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
         excess = self._safeguard.apply_(

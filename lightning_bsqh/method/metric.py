@@ -35,7 +35,14 @@ class Metric(ABC):
         return torch.finfo(dtype).max
 
     @abstractmethod
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> Any:
+    def weight(
+        self,
+        pack: Pack,
+        gradient: Tensor,
+        states: Sequence[dict[str, Any]],
+        low: Collection[int],
+        reached: Mapping[int, bool],
+    ) -> Any:
         """D with this iteration's gradient taken in.
 
         Args:
@@ -44,6 +51,8 @@ class Metric(ABC):
             states: What is remembered of each parameter of the pack.
             low: Positions of the parameters whose weights stand against those of others, as for the places of
                 Cardinality.
+            reached: Of parameters without a state, by position, whether their gradient has an element that is not
+                zero, as far as that is known already.
 
         Returns:
             A new tensor of shape ``[n]``, or a scalar; positive.
@@ -82,7 +91,14 @@ class Euclidean(Metric):
     default_floor = 0.0
 
     @override
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> float:
+    def weight(
+        self,
+        pack: Pack,
+        gradient: Tensor,
+        states: Sequence[dict[str, Any]],
+        low: Collection[int],
+        reached: Mapping[int, bool],
+    ) -> float:
         return 1.0
 
     @override
@@ -119,17 +135,30 @@ class RMS(Metric):
         self._means: dict[Pack, Tensor] = {}
 
     @override
-    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], low: Collection[int]) -> Tensor:
+    def weight(
+        self,
+        pack: Pack,
+        gradient: Tensor,
+        states: Sequence[dict[str, Any]],
+        low: Collection[int],
+        reached: Mapping[int, bool],
+    ) -> Tensor:
         mean = self._with(pack, gradient, states)
         updates = [int(state.get("updates", 0)) for state in states]
         usual = max(updates)
         metric = mean.div_(self._correction(usual + 1)).sqrt_().add_(self.tiny)
         if min(updates) < usual or usual == 0:
-            self._correct_others_(metric, pack, gradient, updates, low)
+            self._correct_others_(metric, pack, gradient, updates, low, reached)
         return metric
 
     def _correct_others_(
-        self, metric: Tensor, pack: Pack, gradient: Tensor, updates: Sequence[int], low: Collection[int]
+        self,
+        metric: Tensor,
+        pack: Pack,
+        gradient: Tensor,
+        updates: Sequence[int],
+        low: Collection[int],
+        reached: Mapping[int, bool],
     ) -> None:
         """What joined later than most, or is not reached yet, has a correction of its own."""
         usual = max(updates)
@@ -139,9 +168,10 @@ class RMS(Metric):
                 factor = (self._correction(usual + 1) / self._correction(count + 1)) ** 0.5
                 own.sub_(self.tiny).mul_(factor).add_(self.tiny)
             if count == 0:
-                # Whether this is its first gradient only the device knows.
                 unreached = torch.full_like(own, self.tiny if position in low else 1.0)
-                own.copy_(torch.where(g.any(), own, unreached))
+                # Whether this is its first gradient only the device knows, if not all processes together.
+                is_first = g.any() if position not in reached else torch.tensor(reached[position], device=g.device)
+                own.copy_(torch.where(is_first, own, unreached))
 
     @override
     def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:

@@ -22,6 +22,9 @@ class Reduction:
     them in the same order, and gets the same.
     """
 
+    #: Whether the parameters here are whole, and not some rows of them.
+    has_all_rows = True
+
     def read(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """One transfer from the device for all of them.
 
@@ -40,6 +43,18 @@ class Reduction:
     def miss(self) -> None:
         """Instead of :meth:`read`, by who has nothing to read as loss or gradient are not finite."""
         return
+
+    def reached(self, gradients: Sequence[Tensor | None]) -> list[bool] | None:
+        """Whether each gradient has an element that is not zero in any process.
+
+        Returns:
+            None if all rows are here, so that the device can tell in its own time.
+        """
+        return None
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """Numbers that belong to the rows here, summed over all."""
+        return list(values)
 
     def mean(self, value: float) -> float:
         """The mean of a number over the processes."""

@@ -24,6 +24,7 @@ from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
 from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.network.uninterrupted import uninterrupted, within_all
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
@@ -43,11 +44,13 @@ class Trained:
         parameters: By their full names.
         states: What is remembered of each.
         regularized: Names of those that R acts on.
+        shards: What is known of the latter, if the parameters are some rows of tensors only.
     """
 
     parameters: Mapping[str, Tensor]
     states: Sequence[dict[str, Any]]
     regularized: Collection[str]
+    shards: Shards | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,7 +154,9 @@ class Stepper:
             with uninterrupted():
                 iteration.restore_(to_start=True)
                 augmentation.load_state_dict(rule)
-            if _may_be_of_weights(error) and (loss := self._not_finite(adjoint, iteration)) is not None:
+            # In some rows of the gradient alone nobody can see whether all others see the same.
+            may_be_of_weights = _may_be_of_weights(error) and self._reduction.has_all_rows
+            if may_be_of_weights and (loss := self._not_finite(adjoint, iteration)) is not None:
                 # With weights that are not finite a training_step may raise whatever it likes.
                 self._reduction.miss()
                 raise loss from None
@@ -175,7 +180,7 @@ class Stepper:
         first: dict[str, LayerTerms] = {}
 
         def on_first(epsilon: float) -> None:
-            first.update(iteration.terms(places, epsilon))
+            first.update(self._terms(iteration, places, epsilon))
 
         propose = self._proposal(adjoint, trained, iteration)
         assert adjoint.loss is not None
@@ -185,8 +190,18 @@ class Stepper:
         found = search.run(adjoint.loss, adjoint.resolution)
         if not places:
             return found, None
-        last = first if found.trials == 1 else iteration.terms(places, found.epsilon)
+        last = first if found.trials == 1 else self._terms(iteration, places, found.epsilon)
         return found, {n: LayerReport(first[n].hamiltonian, first[n].gain, last[n].gain) for n in places}
+
+    def _terms(
+        self, iteration: Iteration, places: Mapping[str, Sequence[int]], epsilon: float
+    ) -> dict[str, LayerTerms]:
+        """What every layer's part is, over all rows."""
+        terms = iteration.terms(places, epsilon)
+        if self._reduction.has_all_rows:
+            return terms
+        totals = iter(self._reduction.totals([v for t in terms.values() for v in (t.hamiltonian, t.gain)]))
+        return {name: LayerTerms(next(totals), next(totals)) for name in terms}
 
     def _proposal(
         self, adjoint: AdjointPass, trained: Trained, iteration: Iteration
@@ -210,17 +225,20 @@ class Stepper:
         packs = self._packs_of(trained, regularized)
         unreached = [i for i, state in enumerate(trained.states) if not state] if self._metric.remembers else []
         low = contested(regularizer, regularized) if unreached else set()
+        gradients = [_dense(p.grad) for p in trained.parameters.values()]
+        known = self._reduction.reached([gradients[i] for i in unreached]) if unreached else None
+        reached = dict(zip(unreached, known, strict=True)) if known is not None else {}
 
         def metric(pack: Pack, gradient: Tensor) -> MetricWeight:
             states = [trained.states[i] for i in pack.positions]
-            weight: MetricWeight = self._metric.weight(pack, gradient, states, low)
+            weight: MetricWeight = self._metric.weight(pack, gradient, states, low, reached)
             return weight
 
-        gradients = [_dense(p.grad) for p in trained.parameters.values()]
         checks = self._checks(trained)
         parameters = list(trained.parameters.values())
         apart = self._apart > 0
-        return Iteration(parameters, gradients, metric, regularizer, regularized, checks, packs, unreached, apart)
+        parts = (regularizer, regularized, checks, packs, unreached, apart, reached)
+        return Iteration(parameters, gradients, metric, *parts)
 
     def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
         key = (list(trained.parameters), regularized)

@@ -77,6 +77,8 @@ class Training:
         options = SearchOptions(eta, max_trials, self.progress, largest)
         try:
             regularizer = self.regularization.begin(trained.regularized_names, self.history.iterations)
+            if trained.shards is not None:
+                regularizer = regularizer.on_shards(trained.shards)
             found, self.last_layers = self.stepper.step(
                 adjoint, trained, regularizer, self.augmentation, options, record_layers, held
             )

@@ -31,7 +31,14 @@ if TYPE_CHECKING or NAME == "lightning.pytorch":
     from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
     from lightning.pytorch.plugins import CheckpointIO, LayerSync, MixedPrecision, Precision
     from lightning.pytorch.plugins.environments import ClusterEnvironment
-    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        ModelParallelStrategy,
+        ParallelStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+        StrategyRegistry,
+    )
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
     from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -57,7 +64,14 @@ else:
     from pytorch_lightning.loggers.logger import DummyExperiment, DummyLogger
     from pytorch_lightning.plugins import CheckpointIO, LayerSync, MixedPrecision, Precision
     from pytorch_lightning.plugins.environments import ClusterEnvironment
-    from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+    from pytorch_lightning.strategies import (
+        DDPStrategy,
+        ModelParallelStrategy,
+        ParallelStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+        StrategyRegistry,
+    )
     from pytorch_lightning.trainer.states import TrainerFn
     from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
     from pytorch_lightning.utilities.model_helpers import is_overridden

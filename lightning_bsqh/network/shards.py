@@ -27,8 +27,8 @@ class Shards:
 
     def restricted_to(self, positions: Sequence[int]) -> Shards:
         """A few of the tensors, given by their positions."""
-        shapes, starts = (tuple(values[i] for i in positions) for values in (self.shapes, self.starts))
-        return Shards(shapes, starts, self.device, self.add_)
+        shapes = tuple(self.shapes[i] for i in positions)
+        return Shards(shapes, tuple(self.starts[i] for i in positions), self.device, self.add_)
 
     def totals(self, counts: Sequence[Tensor]) -> Tensor:
         """Integer scalars, one of each tensor or of whatever there is, summed over the processes: shape ``[n]``."""

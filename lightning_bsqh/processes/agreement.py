@@ -67,6 +67,10 @@ class Agreement:
             )
         return found[_HEADER : _HEADER + len(values)]
 
+    def add_(self, tensor: Tensor) -> None:
+        """Replaces a tensor by its sum over the processes, all of which have to be at the same place."""
+        dist.all_reduce(tensor)
+
     def fail(self, error: BaseException) -> BaseException:
         """Lets the others know, at their next sum, that this process cannot go on.
 

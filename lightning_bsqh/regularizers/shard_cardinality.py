@@ -34,7 +34,7 @@ class ShardCardinality(Cardinality):
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         units = self._units(weights)
-        if not (self._holds and sum(units)):
+        if not (self._holds and any(units)):
             return True
         if self.scope != "global":
             return no_larger(self._used(weights), self._kept_each(weights))
@@ -42,7 +42,7 @@ class ShardCardinality(Cardinality):
 
     @override
     def _units(self, weights: Sequence[Tensor]) -> list[int]:
-        return [shape[0] if self.groups else math.prod(shape) for shape in self._shards.shapes]
+        return [int(shape[0]) if self.groups else math.prod(shape) for shape in self._shards.shapes]
 
     @override
     def _shapes(self, weights: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
@@ -60,7 +60,7 @@ class ShardCardinality(Cardinality):
             keep = self._best_of_all(sums, units)
         else:
             keep = self._best_of_each(sums, units, self._kept_each(weights))
-        self._groups.drop_all_(weights, torch.cat(keep).logical_not_())
+        self._groups.drop_all_(weights, torch.cat(list(keep)).logical_not_())
 
     def _best_of_each(self, sums: Sequence[Tensor], units: Sequence[int], counts: Sequence[int]) -> list[Tensor]:
         """Marks so many of each tensor."""

@@ -20,6 +20,8 @@ class DevicesStrategy(SingleDeviceStrategy):
     cluster_environment: ClusterEnvironment | None = None
     _layer_sync: LayerSync | None = None
     _devices: Sequence[torch.device] = ()
+    #: Whether one device, too, needs what several processes need.
+    _always_several = False
 
     @property
     def parallel_devices(self) -> list[torch.device]:
@@ -39,8 +41,8 @@ class DevicesStrategy(SingleDeviceStrategy):
 
     @num_nodes.setter
     def num_nodes(self, num_nodes: int) -> None:
-        if num_nodes * max(len(self._devices), 1) > 1:
+        if num_nodes * max(len(self._devices), 1) > 1 or self._always_several:
             # Only here, as most trainings have one process and need nothing of it.
-            from lightning_bsqh.strategy.several import become_several
+            from lightning_bsqh.strategy.becoming import become_several
 
             become_several(self, list(self._devices), num_nodes)

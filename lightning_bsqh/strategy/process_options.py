@@ -28,6 +28,8 @@ class ProcessOptions:
     timeout: timedelta | None = None
     start_method: str | None = None
     weigh_batch: Callable[[Any], int] | None = None
+    shard: str | None = None
+    save_distributed_checkpoint: bool = True
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> ProcessOptions:
@@ -35,8 +37,9 @@ class ProcessOptions:
         return cls(**{f.name: arguments[f.name] for f in fields(cls)})
 
     def __post_init__(self) -> None:
-        for name in ("find_unused_parameters", "static_graph", "broadcast_buffers"):
+        for name in ("find_unused_parameters", "static_graph", "broadcast_buffers", "save_distributed_checkpoint"):
             flag(name, getattr(self, name))
+        self._check_shard()
         backend = self.process_group_backend
         if backend is not None and not isinstance(backend, str):
             raise TypeError(f"process_group_backend must be a name such as 'nccl' or 'gloo', got {shown(backend)}.")
@@ -46,6 +49,27 @@ class ProcessOptions:
             choice("start_method", self.start_method, ("popen", "spawn", "fork", "forkserver"))
         if self.weigh_batch is not None and not callable(self.weigh_batch):
             raise TypeError(f"weigh_batch must be a function of the batch, got {shown(self.weigh_batch)}.")
+
+    def _check_shard(self) -> None:
+        if self.shard is None:
+            if not self.save_distributed_checkpoint:
+                raise ValueError("save_distributed_checkpoint=False needs shard='fsdp': leave it out.")
+            return
+        choice("shard", self.shard, ("fsdp",))
+        for name in ("find_unused_parameters", "static_graph", "start_method"):
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} is for DDP and not for shard='fsdp': leave it out.")
+
+    def for_model_parallel_strategy(self, processes: int) -> dict[str, Any]:
+        """The arguments of Lightning's ModelParallelStrategy for so many processes, all of them for data."""
+        given = {} if self.timeout is None else {"timeout": self.timeout}
+        return {
+            **given,
+            "data_parallel_size": processes,
+            "tensor_parallel_size": 1,
+            "save_distributed_checkpoint": self.save_distributed_checkpoint,
+            "process_group_backend": self.process_group_backend,
+        }
 
     def for_ddp_strategy(self) -> dict[str, Any]:
         """The arguments of Lightning's DDPStrategy."""

@@ -71,7 +71,8 @@ class ProgressMetrics:
         if report is None:
             return {}
         values: dict[str, tuple[str, Any]] = {"loss": ("train_loss", short(report.loss))}
-        if self._optimizer.regularized_weights():
+        # Of sharded weights all processes would have to count, and one has the bar.
+        if self._optimizer.regularized_weights() and not self._optimizer.is_sharded:
             if self._optimizer.iterations - self._counted >= _EVERY:
                 self._sparsity, self._counted = self._optimizer.sparsity(), self._optimizer.iterations
             values["zeros"] = ("sparsity/total", f"{100.0 * self._sparsity:.3g}%")

@@ -13,6 +13,7 @@ from lightning_bsqh.namespace import (
     pl,
     rank_zero_warn,
 )
+from lightning_bsqh.network.sharding import WAY_OUT
 from lightning_bsqh.strategy.manual import refuse_manual
 from lightning_bsqh.trainer_access import callbacks_of
 
@@ -43,6 +44,12 @@ def refuse_module(model: pl.LightningModule, precision: str, batch_mode: str) ->
             "A training_step that takes dataloader_iter cannot be used with BSQHStrategy: a trial must see the same"
             " batch again. Take (batch, batch_idx) instead."
         )
+
+
+def refuse_sharded(is_sharded: bool, shard: str | None) -> None:
+    """Raises MisconfigurationException for sharded parameters that nobody has announced."""
+    if is_sharded and shard is None:
+        raise MisconfigurationException(WAY_OUT)
 
 
 def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

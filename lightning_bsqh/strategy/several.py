@@ -2,135 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.namespace import (
-    DDPStrategy,
-    GradientAccumulationScheduler,
-    MisconfigurationException,
-    SIGTERMException,
-    Strategy,
-    pl,
-    rank_zero_warn,
-)
-from lightning_bsqh.processes.agreement import Agreement, Place
-from lightning_bsqh.processes.reduction import ProcessReduction
-from lightning_bsqh.processes.sweeps import SharedSweeps
-from lightning_bsqh.processes.tensors import of_first_
-from lightning_bsqh.strategy.configured import parameters_of
-from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.trainer_access import callbacks_of, is_between_batches
+from lightning_bsqh.namespace import DDPStrategy, pl
+from lightning_bsqh.network.sharding import is_sharded
+from lightning_bsqh.strategy.refusals import refuse_sharded
+from lightning_bsqh.strategy.sweeps import LightningSweeps
+from lightning_bsqh.strategy.together import Together
 
 
-class NoBatch:
-    """Stands for the batch of a process whose data loader gave None, so that it goes on with the others."""
+class Several(Together, DDPStrategy):
+    """A process for each device, each with all parameters."""
 
-    def __repr__(self) -> str:
-        return "NoBatch()"
-
-
-class Several(DDPStrategy):
-    """What a DDPStrategy needs besides, to let all its processes take the same iterations.
-
-    In front of a strategy for one process, see :func:`become_several`.
-    """
-
-    _process_options: Any
-    _passes: Any
-    _reduction: ProcessReduction | None = None
     _trained: Sequence[bool] = ()
-    _has_begun = False
-    # Within backward the others wait in DistributedDataParallel, where nobody can be told anything.
-    _is_in_backward = False
-
-    # ------------------------------------------------------------------ before the training
 
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
-        self._refuse(trainer)
         super().setup_optimizers(trainer)
-        optimizer: Any = self.optimizers[0]
-        self._reduction = ProcessReduction(Agreement(self.root_device))
-        optimizer.share(self._reduction)
-        parameters = partial(parameters_of, optimizer)
-        self._passes.joined = partial(SharedSweeps, reduction=self._reduction, parameters=parameters)
         if not isinstance(self._passes.sweeps, LightningSweeps):
             # A pass has one exchange of gradients at its end, and no DistributedDataParallel in its micro-batches.
             self.model = self.lightning_module
 
-    def _refuse(self, trainer: pl.Trainer) -> None:
-        """What has no meaning yet for several processes, before anything is set up for it."""
-        assert self.lightning_module is not None
-        reason = None
-        if not self.lightning_module.automatic_optimization:
-            reason = "manual optimization: return the loss from training_step"
-        elif any(isinstance(c, GradientAccumulationScheduler) for c in callbacks_of(trainer)):
-            reason = "GradientAccumulationScheduler: pass accumulate_grad_batches=N to the Trainer"
-        elif str(self.precision_plugin.precision) == "16-mixed":
-            reason = "precision='16-mixed': use 'bf16-mixed' or '32-true'"
-        if reason is not None:
-            raise MisconfigurationException(f"BSQHStrategy with several processes does not go with {reason}.")
-
     @override
     def configure_ddp(self) -> None:
         assert self.lightning_module is not None
+        refuse_sharded(any(map(is_sharded, self.lightning_module.parameters())), None)
         self._trained = [p.requires_grad for p in self.lightning_module.parameters()]
         super().configure_ddp()
 
     @override
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        assert self.lightning_module is not None
-        self._has_begun = True
-        counts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(counts, self.lightning_module.trainer.num_training_batches)
-        if len(set(counts)) > 1:
-            raise MisconfigurationException(
-                f"The processes have different numbers of batches, {counts}: the first to be through would leave the"
-                " others waiting. Let Lightning distribute the data (use_distributed_sampler=True), give every process"
-                " as many, or limit_train_batches=N."
-            )
-
-    # ------------------------------------------------------------------ one batch
-
-    @override
-    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        moved = super().batch_to_device(batch, device, dataloader_idx)
-        if batch is None and self._has_begun and _trains(self.lightning_module):
-            if not isinstance(self._passes.sweeps, LightningSweeps):
-                raise ValueError(
-                    "The data loader of one process gave None within a pass, which batch_mode='full' needs whole."
-                )
-            # Lightning would leave this batch out in this process alone.
-            return NoBatch()
-        return moved
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._reduction is not None
-        if not isinstance(self._passes.sweeps, LightningSweeps):
-            output = super().training_step(*args, **kwargs)
-            # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
-            self._reduction.agreement.sums(Place.PART, [])
-            return self._no_loss() if output is None else output
-        batch = next(iter((*args, *kwargs.values())))
-        output = None if isinstance(batch, NoBatch) else self._own_step(*args, **kwargs)
-        loss = loss_of(output) if self._passes.sweeps.can_step else None
-        samples = 1 if loss is None else self._process_options.samples(batch)
-        self._reduction.begin(loss, samples)
-        return self._no_loss() if self._reduction.is_left_out else output
-
-    def _no_loss(self) -> Tensor:
-        """Depends on nothing. Lightning refuses None where there are several processes, as they might not agree."""
-        return torch.full((), float("nan"), device=self.root_device, requires_grad=True)
-
     def _own_step(self, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
         assert module is not None
@@ -138,130 +41,4 @@ class Several(DDPStrategy):
             # Somebody has frozen or unfrozen, of which DistributedDataParallel takes no notice.
             self.model = module
             self.configure_ddp()
-        return super().training_step(*args, **kwargs)
-
-    @override
-    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        assert self._reduction is not None
-        factor = self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
-        self._is_in_backward = True
-        # DistributedDataParallel takes the mean over processes, this makes it the mean over samples.
-        loss = super().backward(closure_loss if factor == 1.0 else closure_loss * factor, *args, **kwargs)
-        self._is_in_backward = False
-        return loss
-
-    @override
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            loss = super().optimizer_step(*args, **kwargs)
-        except BaseException as error:
-            first = self._let_others_know(error)
-            if first is error:
-                raise
-            raise first from error
-        if self._process_options.broadcast_buffers:
-            self._share_buffers()
-        return loss
-
-    def _share_buffers(self) -> None:
-        assert self.lightning_module is not None
-        of_first_([b for b in self.lightning_module.buffers() if b.numel()])
-
-    def _let_others_know(self, error: BaseException) -> BaseException:
-        """What to raise; afterwards no other process waits for this one."""
-        if self._reduction is None or self._reduction.agreement.is_over or self._is_in_backward:
-            return error
-        return self._reduction.agreement.fail(error)
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        super().on_exception(exception)
-        if self._has_begun and not isinstance(exception, SIGTERMException) and _fetches(self.lightning_module):
-            # The others are on their way to the next sum.
-            self._let_others_know(exception)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    @override
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        state = super().optimizer_state(optimizer)
-        randoms: list[Any] = [None] * self.world_size
-        dist.all_gather_object(randoms, state["random"])
-        return {**state, "random": randoms[0], "random_of_processes": randoms}
-
-    @override
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        states = [dict(state) for state in checkpoint["optimizer_states"]]
-        if states and (own := states[0].get("random")) is not None:
-            randoms = states[0].get("random_of_processes", [own])
-            states[0]["random"] = randoms[self.global_rank] if self.global_rank < len(randoms) else None
-            if len(randoms) != self.world_size:
-                rank_zero_warn(
-                    f"The checkpoint is of {len(randoms)} process(es), now there are {self.world_size}: what is drawn"
-                    " at random (dropout masks, say) differs from what it would have been."
-                )
-        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
-
-    # ------------------------------------------------------------------ afterwards
-
-    @override
-    def teardown(self) -> None:
-        self._reduction = None
-        self._has_begun = self._is_in_backward = False
-        super().teardown()
-
-
-def _trains(module: pl.LightningModule | None) -> bool:
-    return module is not None and module.trainer.training
-
-
-def _fetches(module: pl.LightningModule | None) -> bool:
-    """Whether the training is between two batches."""
-    if not _trains(module):
-        return False
-    assert module is not None
-    return is_between_batches(module.trainer)
-
-
-def become_several(strategy: Strategy, devices: Sequence[torch.device], num_nodes: int) -> None:
-    """Makes a strategy for one process one for several, with all that it has been given.
-
-    It is an instance of its own class still, and of DDPStrategy, by which Lightning knows what it has to distribute.
-
-    Args:
-        strategy: The strategy; it has not been set up yet.
-        devices: Those of this machine, one process each.
-        num_nodes: Number of machines.
-    """
-    options: Any = vars(strategy)["_process_options"]
-    plain = DDPStrategy(parallel_devices=list(devices), **options.for_ddp_strategy())
-    own = {name: value for name, value in vars(strategy).items() if name not in _OF_ONE}
-    vars(strategy).clear()
-    vars(strategy).update({**vars(plain), **own})
-    strategy.__class__ = _several_of(type(strategy))
-    assert isinstance(strategy, Several)
-    strategy.num_nodes = num_nodes
-
-
-#: What a SingleDeviceStrategy keeps and several processes ask of their environment.
-_OF_ONE = ("global_rank", "local_rank", "world_size", "_root_device", "_devices")
-_KINDS: dict[type, type] = {}
-
-
-def _several_of(kind: type) -> type:
-    """The class of the same name for several processes."""
-    if kind not in _KINDS:
-        body = {"__reduce__": _reduced, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        _KINDS[kind] = type(kind)(kind.__name__, (Several, kind), {**body, "__doc__": kind.__doc__, "_kind": kind})
-    return _KINDS[kind]
-
-
-def _reduced(strategy: Any) -> Any:
-    # By its class for one process, as the one for several has no place of its own to be imported from.
-    return _restored, (strategy._kind, dict(vars(strategy)))
-
-
-def _restored(kind: type, state: dict[str, Any]) -> Any:
-    made: Any = object.__new__(_several_of(kind))
-    vars(made).update(state)
-    return made
+        return super()._own_step(*args, **kwargs)

@@ -38,7 +38,7 @@ from lightning_bsqh.strategy.one_rate import hide_one_rate, show_one_rate, stand
 from lightning_bsqh.strategy.passes import Passes
 from lightning_bsqh.strategy.process_options import ProcessOptions
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
-from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module
+from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module, refuse_sharded
 from lightning_bsqh.strategy.registration import WAY_OUT, register
 from lightning_bsqh.trainer_access import callbacks_of, is_within_batch, trainer_of
 
@@ -85,6 +85,10 @@ class BSQHStrategy(DevicesStrategy):
         start_method: How the Trainer starts processes. None takes ``"fork"`` in a notebook and ``"popen"`` elsewhere.
         weigh_batch: Several processes: a function that tells the number of samples in a batch, by which the loss of a
             process is weighted. None takes the first dimension of its first tensor; ``"full"`` asks ``count_samples``.
+        shard: ``"fsdp"`` for parameters of which every process holds some rows, as ``fully_shard`` cuts them in
+            ``configure_model``; the strategy is a ModelParallelStrategy then. None for whole ones.
+        save_distributed_checkpoint: With ``shard``: whether a checkpoint is a folder with every process's own rows, or
+            one file, as without ``shard``.
         accelerator: As for any strategy.
         checkpoint_io: As for any strategy.
         precision_plugin: As for any strategy.
@@ -121,6 +125,8 @@ class BSQHStrategy(DevicesStrategy):
         timeout: timedelta | None = None,
         start_method: str | None = None,
         weigh_batch: Callable[[Any], int] | None = None,
+        shard: str | None = None,
+        save_distributed_checkpoint: bool = True,
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
@@ -128,6 +134,7 @@ class BSQHStrategy(DevicesStrategy):
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         self._options = BSQHOptions.among(locals())
         self._process_options = ProcessOptions.among(locals())
+        self._always_several = shard is not None
         self._passes: Passes | None = None
         self._has_own_configure_optimizers = True
         self._clipping: int | float | None = None
@@ -169,6 +176,7 @@ class BSQHStrategy(DevicesStrategy):
         optimizer = choose_optimizer(
             configured, type(module).__name__, partial(self._make_optimizer, module), not self._options.are_default
         )
+        refuse_sharded(optimizer.is_sharded, self._process_options.shard)
         self.optimizers = [optimizer]
         rate = show_one_rate(optimizer)
         self.lr_scheduler_configs = [stand_in(scheduler, rate) for scheduler in configured.schedulers]
@@ -293,6 +301,11 @@ class BSQHStrategy(DevicesStrategy):
 
     @override
     def teardown(self) -> None:
+        self.put_back()
+        super().teardown()
+
+    def put_back(self) -> None:
+        """Leaves module, Trainer and optimizer as they were before the training."""
         module = self.lightning_module
         if module is not None and not self._has_own_configure_optimizers:
             vars(module).pop("configure_optimizers", None)
@@ -305,7 +318,6 @@ class BSQHStrategy(DevicesStrategy):
         self._notices = None
         self._resumption = Resumption()
         self._detach_progress()
-        super().teardown()
 
     def _detach_progress(self) -> None:
         if self._progress is not None:

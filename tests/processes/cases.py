@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from typing_extensions import override
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
 from tests.problems import data
+from tests.processes import sharded
 from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
 from tests.processes.pair import Case
-from tests.processes.training import BATCH, Classes, Recorder, fit, loader, make_trainer
+from tests.processes.training import BATCH, Classes, Recorder, batches, fit, fit_error, loader, make_trainer
 from tests.processes.trajectories import OPTIONS, TESTED
 from tests.strategy.small_modules import rejecting
 
@@ -100,47 +100,15 @@ def none_from_loader(folder: Path) -> dict[str, Any]:
     """The second process's data loader gives None instead of its fourth batch."""
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
-    trainer.fit(Classes(), _batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
+    trainer.fit(Classes(), batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
     return {**recorder.result(), "global_step": trainer.global_step}
-
-
-def _batches(places: Sequence[int | None]) -> DataLoader[Any]:
-    x, y = data(8 * BATCH)
-    half = BATCH // 2
-
-    def collate(items: list[Any]) -> Any:
-        place = items[0]
-        if place == -1:
-            raise OSError("no more disk in one process")
-        if place is None:
-            return None
-        start = place * BATCH + rank() * half
-        return x[start : start + half], y[start : start + half]
-
-    return DataLoader(list(places), batch_size=1, collate_fn=collate)
 
 
 def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -> tuple[str, str, bool]:
     """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
-    recorder = Recorder()
-    trainer = make_trainer(
-        BSQHStrategy(**options),
-        folder,
-        2,
-        callbacks=[recorder],
-        max_steps=8 if options.get("batch_mode") != "full" else -1,
-        max_epochs=2,
-        use_distributed_sampler=False,
-    )
-    module = Classes() if module is None else module()
-    given = range(8) if places is None else places()
-    try:
-        trainer.fit(module, _batches(list(given)))
-    except Exception as error:
-        weights = torch.cat([p.detach().flatten() for p in module.parameters()])
-        before = recorder.points[-1] if recorder.points else weights
-        return type(error).__name__, str(error), torch.equal(weights, before)
-    return "", "", True
+    given = batches(list(range(8) if places is None else places()))
+    steps = -1 if options.get("batch_mode") == "full" else 8
+    return fit_error(folder, Classes() if module is None else module(), given, BSQHStrategy(**options), max_steps=steps)
 
 
 def monitors(folder: Path, devices: int = 2) -> tuple[list[str], list[str]]:
@@ -176,7 +144,8 @@ def cases() -> list[tuple[str, Case]]:
         ("None from the loader", none_from_loader),
         ("monitors", monitors),
     ]
-    return found + [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
+    found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
+    return found + sharded.cases()
 
 
 def _broken_loader() -> list[int]:

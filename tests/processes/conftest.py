@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.problems import smooth_network
+from tests.processes import sharded
 from tests.processes.cases import cases, checkpoint
 from tests.processes.pair import run_pair
 
@@ -33,6 +35,7 @@ def both(shared_folder: Path) -> list[dict[str, Any]]:
         return [torch.load(shared_folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
     try:
         checkpoint(shared_folder, "of one", "first", devices=1)
+        sharded.checkpoint(shared_folder, "of one", "first", devices=1, shard=None, network=smooth_network)
         return run_pair(cases(), shared_folder)
     finally:
         done.touch()

@@ -19,10 +19,12 @@ from torch import multiprocessing
 Case = Callable[[Path], Any]
 
 
-def run_pair(cases: Sequence[tuple[str, Case]], folder: Path, processes: int = 2) -> list[dict[str, Any]]:
+def run_pair(
+    cases: Sequence[tuple[str, Case]], folder: Path, processes: int = 2, prefix: str = ""
+) -> list[dict[str, Any]]:
     """Runs the cases one after the other in every process; gives the results of each process by name."""
-    multiprocessing.spawn(_work, (processes, free_port(), list(cases), folder), nprocs=processes)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+    multiprocessing.spawn(_work, (processes, free_port(), list(cases), folder, prefix), nprocs=processes)
+    return [torch.load(folder / f"{prefix}{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def free_port() -> int:
@@ -46,7 +48,7 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     }
 
 
-def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], folder: Path) -> None:
+def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], folder: Path, prefix: str) -> None:
     os.environ.update(environment(rank, processes, port))
     torch.set_num_threads(1)
     # Says where it is, should one ever wait for the other in vain.
@@ -61,7 +63,7 @@ def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], f
         except BaseException:
             print(f"process {rank}, case {name}:", file=sys.stderr, flush=True)
             raise
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{prefix}{rank}.pt")
     faulthandler.cancel_dump_traceback_later()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,19 @@ class Recorder(L.Callback):
         report = optimizer.last_step
         if report is None:
             return
-        self.points.append(torch.cat([p.detach().flatten() for p in pl_module.parameters()]))
+        self.points.append(torch.cat([whole(p.detach()).flatten() for p in pl_module.parameters()]))
         self.buffers.append(torch.cat([torch.zeros(1), *(b.detach().flatten() for b in pl_module.buffers())]))
         epsilon = optimizer.augmentation.epsilon
         self.reports.append((*(v if v == v else None for v in vars(report).values()), epsilon))
 
     def result(self) -> dict[str, Any]:
         return {"points": torch.stack(self.points), "buffers": torch.stack(self.buffers), "reports": self.reports}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of whose rows this process may hold only some."""
+    found: Any = tensor
+    return found.full_tensor() if hasattr(tensor, "full_tensor") else found
 
 
 def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLoader[Any]:
@@ -65,6 +72,40 @@ def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLo
         return DataLoader(found, batch_size=batch)
     sampler = DistributedSampler(found, devices, int(os.environ["RANK"]), shuffle=False)
     return DataLoader(found, batch_size=batch // devices, sampler=sampler)
+
+
+def batches(places: Sequence[int | None]) -> DataLoader[Any]:
+    """This process's halves of some batches, by their places; None for a batch that is not there, -1 for an error."""
+    x, y = data(8 * BATCH)
+    half = BATCH // 2
+
+    def collate(items: list[Any]) -> Any:
+        place = items[0]
+        if place == -1:
+            raise OSError("no more disk in one process")
+        if place is None:
+            return None
+        start = place * BATCH + int(os.environ.get("RANK", "0")) * half
+        return x[start : start + half], y[start : start + half]
+
+    return DataLoader(list(places), batch_size=1, collate_fn=collate)
+
+
+def fit_error(
+    folder: Path, module: L.LightningModule, given: DataLoader[Any], strategy: BSQHStrategy, **options: Any
+) -> tuple[str, str, bool]:
+    """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
+    recorder = Recorder()
+    callbacks = [recorder, *options.pop("callbacks", [])]
+    options = {"max_epochs": 2, "use_distributed_sampler": False, **options}
+    trainer = make_trainer(strategy, folder, 2, callbacks=callbacks, **options)
+    try:
+        trainer.fit(module, given)
+    except Exception as error:
+        weights = torch.cat([whole(p.detach()).flatten() for p in module.parameters()])
+        before = recorder.points[-1] if recorder.points else weights
+        return type(error).__name__, str(error), torch.equal(weights, before)
+    return "", "", True
 
 
 def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: Any) -> L.Trainer:

@@ -176,5 +176,5 @@ def test_a_point_that_is_not_admissible_as_a_whole() -> None:
 )
 def test_what_couples_rows_is_refused(regularizer: Regularizer) -> None:
     shards = Shards((torch.Size((4, 4)),), (0,), torch.device("cpu"), lambda _: None)
-    with pytest.raises(ValueError, match="cannot be used with shard='fsdp'.*or train without shard"):
+    with pytest.raises(ValueError, match=r"cannot be used with shard='fsdp'.*or train without"):
         regularizer.on_shards(shards)

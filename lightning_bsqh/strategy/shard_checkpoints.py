@@ -1,0 +1,106 @@
+"""Checkpoints of sharded parameters: a folder with every process's own rows, or one file as any training writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+
+from lightning_bsqh.network.sharding import is_sharded
+
+#: All that is no tensor of the parameters' shapes; Lightning's own folders have it under the same name.
+_REST = "meta.pt"
+_MEAN = "mean_square"
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a checkpoint was written by :func:`save_folder`, or as such by Lightning."""
+    return path.is_dir() and (path / _REST).is_file()
+
+
+def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint, every process its own rows.
+
+    Args:
+        checkpoint: With sharded tensors in ``state_dict`` and ``optimizer_states``.
+        path: The folder.
+    """
+    states = checkpoint.get("optimizer_states", [])
+    tensors = {"state_dict": checkpoint["state_dict"], **_means(states)}
+    if dist.get_rank() == 0 and path.is_file():
+        path.unlink()
+    path.mkdir(parents=True, exist_ok=True)
+    # What was there before is no checkpoint any more until all of this one is.
+    (path / _REST).unlink(missing_ok=True)
+    dist.barrier()
+    dcp.save(tensors, checkpoint_id=path)
+    if dist.get_rank() == 0:
+        rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
+        beside = path / f".{_REST}.part"
+        torch.save({**rest, "optimizer_states": [_without_means(state) for state in states]}, beside)
+        beside.replace(path / _REST)
+    dist.barrier()
+
+
+def load_folder(path: Path, module: nn.Module, parameters: Sequence[Sequence[Tensor]], weights_only: Any) -> Any:
+    """Reads a checkpoint, however many processes have written it.
+
+    Args:
+        path: The folder.
+        module: The network; its parameters and buffers are overwritten.
+        parameters: Those of each optimizer, in the order of their numbers in its state.
+        weights_only: As for ``torch.load``.
+
+    Returns:
+        The checkpoint with sharded tensors.
+    """
+    checkpoint = torch.load(path / _REST, map_location="cpu", weights_only=weights_only)
+    states = checkpoint.get("optimizer_states", [])
+    for state, own in zip(states, parameters, strict=False):
+        for i, entry in state["state"].items():
+            if _MEAN in entry:
+                entry[_MEAN] = torch.zeros_like(own[i])
+    tensors = {"state_dict": get_model_state_dict(module), **_means(states[: len(parameters)])}
+    dcp.load(tensors, checkpoint_id=path)
+    return {**checkpoint, "state_dict": tensors["state_dict"]}
+
+
+def load_weights(module: nn.Module, state: dict[str, Any], strict: bool) -> None:
+    """Puts weights that are sharded alike, or whole in every process, into a sharded module."""
+    whole = not any(isinstance(v, Tensor) and is_sharded(v) for v in state.values())
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=whole, strict=strict))
+
+
+def with_whole_means(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with whole tensors on the CPU in the first process, one after the other; without elsewhere.
+
+    Args:
+        state: With sharded tensors; all processes have to call.
+    """
+    entries = {i: dict(entry) for i, entry in state["state"].items()}
+    for entry in entries.values():
+        if _MEAN in entry:
+            whole = entry[_MEAN].full_tensor()
+            entry[_MEAN] = whole.cpu() if dist.get_rank() == 0 else None
+    return {**state, "state": entries}
+
+
+def _means(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The tensors in the states, by keys of their own."""
+    return {
+        f"optimizer_{k}.{_MEAN}.{i}": entry[_MEAN]
+        for k, state in enumerate(states)
+        for i, entry in state["state"].items()
+        if _MEAN in entry
+    }
+
+
+def _without_means(state: dict[str, Any]) -> dict[str, Any]:
+    entries = {i: {**entry, _MEAN: None} if _MEAN in entry else entry for i, entry in state["state"].items()}
+    return {**state, "state": entries}

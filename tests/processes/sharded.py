@@ -1,0 +1,299 @@
+"""Trainings with parameters of which each of two processes holds some rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import lightning.pytorch.callbacks
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_bsqh import L0, L1, L2, Box, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
+from lightning_bsqh.callbacks import BSQHMonitor, PictureMonitor
+from tests.problems import smooth_network
+from tests.processes.networks import Unfamiliar, normalized_network, rank
+from tests.processes.pair import Case
+from tests.processes.training import Classes, Recorder, batches, fit_error, loader, make_trainer
+from tests.processes.trajectories import BACKTRACKING, CURVATURE
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # Before torch 2.6.
+    from torch.distributed._composable.fsdp import fully_shard
+
+#: Steps of a trajectory.
+STEPS = 30
+
+
+class ShardedClasses(Classes):
+    """Shards its network where the strategy is for that."""
+
+    @override
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not any(hasattr(p, "to_local") for p in self.parameters()):
+            self.shard(self.device_mesh)
+
+    def shard(self, mesh: Any) -> None:
+        """As a user would."""
+        *parts, _ = (part for part in self.net.children() if any(True for _ in part.parameters()))
+        for part in parts:
+            fully_shard(part, mesh=mesh["data_parallel"])
+        # The rest, and what keeps its parameters gathered after a forward.
+        fully_shard(self.net, mesh=mesh["data_parallel"])
+
+
+def odd_network() -> nn.Sequential:
+    """With numbers of rows that two processes cannot share equally, one row alone, and a scale."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 1), nn.Tanh(), nn.Linear(1, 3)]
+    return nn.Sequential(*layers).double()
+
+
+class StartsAtZero(ShardedClasses):
+    """Nothing reaches its first layers at first, and of the last one the rows of one process alone."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+        )
+        nn.init.zeros_(self.net[4].weight)
+        nn.init.zeros_(self.net[2].weight)
+        with torch.no_grad():
+            self.net[2].bias.copy_(torch.tensor([0.0, 0.0, 0.5, 0.5]))
+
+
+_EARLY: dict[str, Any] = {"ramp": (0.1, 0.6)}
+TRAJECTORIES: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "odd rows": {"module": lambda: ShardedClasses(odd_network())},
+    "starts at zero": {"module": StartsAtZero, "augmentation": CURVATURE()},
+    "starts at zero, L0": {"module": StartsAtZero, "regularizer": L0(rho=1e-4), "augmentation": CURVATURE()},
+    "euclidean": {"metric": "euclidean"},
+    "backtracking": {"augmentation": BACKTRACKING(), "regularizer": L0(rho=1e-3)},
+    "L0": {"regularizer": L0(rho=1e-3), "augmentation": CURVATURE()},
+    "L0, euclidean": {"regularizer": L0(rho=1e-3), "metric": "euclidean"},
+    "L1": {"regularizer": L1(rho=1e-2), "augmentation": CURVATURE()},
+    "L1, euclidean": {"regularizer": L1(rho=1e-2), "metric": "euclidean"},
+    "L2": {"regularizer": L2(rho=1e-3), "augmentation": CURVATURE()},
+    "L2, euclidean": {"regularizer": L2(rho=1e-3), "metric": "euclidean"},
+    "L2 in metric": {"regularizer": L2(rho=1e-3, in_metric=True)},
+    "elastic net": {"regularizer": ElasticNet(1e-2, 1e-3)},
+    "half": {"regularizer": LHalf(rho=1e-3)},
+    "cardinality": {"regularizer": Cardinality(0.7, **_EARLY), "augmentation": CURVATURE()},
+    "cardinality, euclidean": {"regularizer": Cardinality(0.8, **_EARLY), "metric": "euclidean"},
+    "cardinality by layer": {"regularizer": Cardinality(0.6, scope="layer", **_EARLY), "augmentation": CURVATURE()},
+    "cardinality by layer, euclidean": {"regularizer": Cardinality(0.6, scope="layer"), "metric": "euclidean"},
+    "cardinality by rows": {"regularizer": Cardinality(0.5, scope="row", **_EARLY)},
+    "cardinality at once": {
+        "regularizer": Cardinality(0.9, ramp=(0.0, 0.0)),
+        "module": lambda: ShardedClasses(odd_network()),
+    },
+    "outputs": {"regularizer": GroupL0(rho=0.1)},
+    "box and sum": {"regularizer": Box(-0.6, 0.6, Cardinality(0.7, **_EARLY)) + L2(rho=1e-3)},
+    "by names": {"regularizer": {"net.0": L1(rho=1e-3), "net.2": Cardinality(0.6, **_EARLY)}},
+}
+# The rest with `make test-all`.
+_ALWAYS = ("as it comes", "odd rows", "starts at zero", "backtracking", "L0, euclidean", "L1", "L2", "outputs")
+_ALWAYS += ("cardinality", "cardinality by layer, euclidean")
+#: Those that are tested now.
+TESTED = list(TRAJECTORIES) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
+
+
+def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
+    """One of :data:`TRAJECTORIES`, sharded if there are several processes."""
+    options = dict(TRAJECTORIES[name])
+    module = options.pop("module", lambda: ShardedClasses(smooth_network()))()
+    recorder = Recorder()
+    strategy = BSQHStrategy(**options, shard=None if devices == 1 else "fsdp")
+    trainer = make_trainer(strategy, folder, devices, callbacks=[recorder], max_steps=STEPS)
+    trainer.fit(module, loader(devices))
+    optimizer: Any = trainer.strategy.optimizers[0]
+    return {**recorder.result(), "end": (optimizer.sparsity(), optimizer.meets_constraint())}
+
+
+def checkpoint(
+    folder: Path,
+    name: str,
+    part: str,
+    devices: int = 2,
+    shard: str | None = "fsdp",
+    folders: bool = True,
+    network: Callable[[], nn.Sequential] = normalized_network,
+) -> dict[str, Any]:
+    """A training of 16 steps: the whole, or its first or second half with a checkpoint between them."""
+    recorder = Recorder()
+    path = folder / f"sharded {name}.ckpt"
+    epochs = {"max_epochs": 1 if part == "first" else 2, "max_steps": -1, "use_distributed_sampler": False}
+    given: dict[str, Any] = {} if shard is None else {"shard": shard, "save_distributed_checkpoint": folders}
+    strategy = BSQHStrategy(total_steps=16, **given)
+    trainer = make_trainer(strategy, folder, devices, callbacks=[recorder], **epochs)
+    module = ShardedClasses(network())
+    trainer.fit(module, loader(devices), ckpt_path=path if part == "second" else None, weights_only=True)
+    if part == "first":
+        trainer.save_checkpoint(path)
+    return recorder.result()
+
+
+class AtFourth(ShardedClasses):
+    """Something becomes of the loss of the second process's fourth batch."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return self.change(loss) if batch_idx == 3 and rank() == 1 else loss
+
+
+def none(loss: Tensor) -> None:
+    """Leaves the batch out."""
+
+
+def not_a_number(loss: Tensor) -> Tensor:
+    return loss * float("nan")
+
+
+def odd_batch(folder: Path, change: Callable[[Tensor], Any] | None) -> dict[str, Any]:
+    """The second process has no use for its fourth batch, or, without ``change``, does not get one."""
+    recorder = Recorder()
+    module = ShardedClasses() if change is None else AtFourth(change)
+    data = batches([None if i == 3 and rank() == 1 and change is None else i for i in range(8)])
+    strategy = BSQHStrategy(shard="fsdp")
+    trainer = make_trainer(strategy, folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
+    trainer.fit(module, data)
+    return {**recorder.result(), "global_step": trainer.global_step}
+
+
+def ends(
+    folder: Path,
+    module: Callable[[], L.LightningModule] = ShardedClasses,
+    broken_loader: bool = False,
+    accumulate: int = 1,
+    callback: Callable[[], L.Callback] | None = None,
+    **options: Any,
+) -> tuple[str, str, bool]:
+    """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
+    data = batches([-1 if i == 3 and rank() == 1 and broken_loader else i for i in range(8)])
+    given = {"shard": "fsdp", **options}
+    callbacks = [] if callback is None else [callback()]
+    trainer: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": accumulate, "callbacks": callbacks}
+    return fit_error(folder, module(), data, BSQHStrategy(**given), **trainer)
+
+
+class PartlySharded(ShardedClasses):
+    """Its last layer is whole everywhere."""
+
+    @override
+    def shard(self, mesh: Any) -> None:
+        fully_shard(self.net[0], mesh=mesh["data_parallel"])
+
+
+class OnTwoDimensions(ShardedClasses):
+    """On the mesh of data and tensor parallelism at once."""
+
+    @override
+    def shard(self, mesh: Any) -> None:
+        fully_shard(self.net, mesh=mesh)
+
+
+class Unshardable(Classes):
+    """Does not shard at all."""
+
+    @override
+    def configure_model(self) -> None:
+        return
+
+
+class Thaws(ShardedClasses):
+    """Freezes a layer within the training."""
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.net[0].weight.requires_grad_(False)
+
+
+class ShardsByItself(ShardedClasses):
+    """Shards without the strategy's mesh."""
+
+    @override
+    def configure_model(self) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        fully_shard(self.net, mesh=init_device_mesh("cpu", (2,)))
+
+
+def unfamiliar() -> L.LightningModule:
+    torch.manual_seed(0)
+    return ShardedClasses(nn.Sequential(Unfamiliar(6), nn.Tanh(), nn.Linear(6, 3).double()))
+
+
+#: What is refused before training, and what the message names.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "gauss-seidel": ({"sweep": "gauss-seidel"}, "use sweep='jacobi'"),
+    "full batch": ({"batch_mode": "full"}, "use batch_mode='mini'"),
+    "accumulation": ({"accumulate": 2}, "accumulate_grad_batches: take larger batches"),
+    "not affine": ({"module": unfamiliar}, r"\(net.0\): put torch.nn's own layers in their place"),
+    "Discrete": ({"regularizer": Discrete([0.0, 1.0])}, "Discrete.*cannot be used with shard='fsdp'"),
+    "inputs": ({"regularizer": GroupL0(groups="input")}, "GroupL0.*cannot be used with shard='fsdp'"),
+    "partly sharded": ({"module": PartlySharded}, "net.2.weight is not sharded"),
+    "not sharded": ({"module": Unshardable}, "net.0.weight is not sharded"),
+    "no configure_model": ({"module": Classes}, "configure_model"),
+    "two dimensions": ({"module": OnTwoDimensions}, "only rows over one dimension"),
+    "pictures": ({"callback": PictureMonitor}, "PictureMonitor needs whole weights"),
+    "not announced": ({"module": ShardsByItself, "shard": None}, r"strategy=BSQHStrategy\(shard='fsdp'\)"),
+    "frozen later": ({"module": Thaws}, "frozen or unfrozen within the training"),
+}
+if hasattr(L.pytorch.callbacks, "EMAWeightAveraging"):  # From Lightning 2.6 on.
+    REFUSED["averaging"] = (
+        {"callback": L.pytorch.callbacks.EMAWeightAveraging},
+        "WeightAveraging, which copies the module",
+    )
+
+
+def monitored(folder: Path, devices: int = 2) -> list[dict[str, str]]:
+    """The rows of a log with all monitors."""
+    logger = CSVLogger(folder, name="sharded and monitored", version=devices)
+    strategy = BSQHStrategy(shard=None if devices == 1 else "fsdp")
+    options: dict[str, Any] = {"callbacks": [BSQHMonitor(every_n_steps=1)], "log_every_n_steps": 1, "max_steps": 6}
+    trainer = make_trainer(strategy, folder, devices, logger=logger, enable_progress_bar=True, **options)
+    trainer.fit(ShardedClasses(), loader(devices))
+    trainer.strategy.barrier()
+    with (folder / "sharded and monitored" / f"version_{devices}" / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def cases() -> list[tuple[str, Case]]:
+    """All, by name."""
+    found: list[tuple[str, Case]] = [(f"sharded, {name}", partial(trajectory, name=name)) for name in TESTED]
+    for name, folders in (("folder", True), ("file", False)):
+        for part in ("whole", "first", "second"):
+            found.append((f"sharded {name}, {part}", partial(checkpoint, name=name, part=part, folders=folders)))
+    found += [
+        # What is saved as one file is what any training saves.
+        ("sharded file, second, DDP", partial(checkpoint, name="file", part="second", shard=None)),
+        ("sharded file for one", partial(checkpoint, name="for one", part="first", folders=False, **_SMOOTH)),
+        ("sharded folder for one", partial(checkpoint, name="folder for one", part="first", **_SMOOTH)),
+        ("sharded, for one, second", partial(checkpoint, name="for one", part="second", **_SMOOTH)),
+        ("sharded, from one", partial(checkpoint, name="of one", part="second", **_SMOOTH)),
+        ("sharded, None", partial(odd_batch, change=none)),
+        ("sharded, NaN", partial(odd_batch, change=not_a_number)),
+        ("sharded, None from the loader", partial(odd_batch, change=None)),
+        ("sharded, monitors", monitored),
+        ("sharded, loader", partial(ends, broken_loader=True)),
+    ]
+    return found + [(f"refused: {name}", partial(ends, **options)) for name, (options, _) in REFUSED.items()]
+
+
+_SMOOTH: dict[str, Any] = {"network": smooth_network}
