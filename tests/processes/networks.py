@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
@@ -47,6 +49,33 @@ class Unfamiliar(nn.Module):
 def bent_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(Bent(6), Unfamiliar(6), nn.Tanh(), Bent(6), nn.Linear(6, 3).double())
+
+
+class NormalizedTogether(nn.BatchNorm1d):
+    """Normalizes by the samples of all processes, as SyncBatchNorm does, which torch has for accelerators only."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if not dist.is_initialized() or not self.training:
+            return super().forward(input)
+        count = input.shape[0] * dist.get_world_size()
+        mean = all_reduce(input.sum(0)) / count
+        variance = all_reduce((input - mean).square().sum(0)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, 0.1)
+            self.running_var.lerp_(variance * count / (count - 1), 0.1)
+            self.num_batches_tracked += 1
+        return (input - mean) / (variance + self.eps).sqrt() * self.weight + self.bias
+
+
+def together_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    # No bias before a normalization: its gradient is nothing but rounding errors, by which the metric would divide.
+    first = [nn.Linear(6, 12, bias=False), NormalizedTogether(12), nn.Tanh()]
+    return nn.Sequential(*first, nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
 
 def normalized_network() -> nn.Sequential:

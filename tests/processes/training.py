@@ -124,7 +124,8 @@ def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: 
 
 def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **options: Any) -> dict[str, Any]:
     """What a training of 50 steps leaves; every process takes its share of each batch."""
-    fit_options = {k: options.pop(k) for k in ("max_epochs", "max_steps") if k in options}
+    of_trainer = ("max_epochs", "max_steps", "accumulate_grad_batches")
+    fit_options = {k: options.pop(k) for k in of_trainer if k in options}
     samples = options.pop("samples", 8 * BATCH)
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)

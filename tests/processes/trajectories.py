@@ -13,6 +13,7 @@ from lightning_bsqh import (
     NM,
     Backtracking,
     Box,
+    Budget,
     Cardinality,
     Curvature,
     Discrete,
@@ -21,7 +22,7 @@ from lightning_bsqh import (
     LHalf,
     LTwoThirds,
 )
-from tests.processes.networks import Checkpointed, Thawing, bent_network
+from tests.processes.networks import Checkpointed, Thawing, bent_network, together_network
 from tests.processes.training import BATCH, STEPS, Classes
 
 # From starts at which some trials are rejected.
@@ -45,6 +46,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "checkpointed": {"module": Checkpointed},
     "unfrozen later": {"module": Thawing},
     "static graph": {"static_graph": True},
+    "accumulated": {"accumulate_grad_batches": 2, "augmentation": CURVATURE()},
+    "accumulated, backtracking": {"accumulate_grad_batches": 3, "augmentation": BACKTRACKING()},
+    "normalized together": {"module": lambda: Classes(together_network()), "augmentation": CURVATURE()},
+    "normalized together, backtracking": {
+        "module": lambda: Classes(together_network()),
+        "augmentation": BACKTRACKING(),
+    },
     "unused parameters": {"find_unused_parameters": True},
 }
 _REGULARIZERS = {
@@ -55,6 +63,10 @@ _REGULARIZERS = {
     "half": LHalf(rho=1e-3),
     "two thirds": LTwoThirds(rho=1e-3),
     "groups": GroupL0(rho=1e-3),
+    "groups of inputs": GroupL0(rho=1e-2, groups="input", weight="size"),
+    "cardinality of groups": Cardinality(0.5, groups="output"),
+    "cardinality of groups of inputs": Cardinality(0.5, groups="input", multiple=2),
+    "budget": Budget(0.4).with_costs([1, 3, 2]),
     "cardinality": Cardinality(0.7),
     "cardinality by rows": Cardinality(0.5, scope="row"),
     "pattern": NM(1, 2),
@@ -70,6 +82,7 @@ OPTIONS |= {
     for name in ("L0", "L1", "groups", "discrete")
 }
 # Every sweep once, in the time that there is; all with `make test-all`.
-_ALWAYS = ("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking")
+_ALWAYS: tuple[str, ...] = ("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking")
+_ALWAYS += ("accumulated, backtracking", "normalized together", "budget", "cardinality of groups")
 #: Those that are tested now.
 TESTED = list(OPTIONS) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
