@@ -61,6 +61,7 @@ class Sharded(Together, _WithoutItsOptimizers):
     """A process for each device, each with some rows of every parameter, as ``fully_shard`` cuts them."""
 
     _num_nodes = 1
+    _layer_sync: Any
     _save_distributed_checkpoint: bool
     _trained: Sequence[bool] = ()
     # Within a step the others may wait for this process's rows, where nobody can be told anything.
@@ -112,6 +113,8 @@ class Sharded(Together, _WithoutItsOptimizers):
             return "shard='fsdp' and WeightAveraging, which copies the module: leave one of them out"
         if any(isinstance(c, BaseFinetuning) for c in callbacks):
             return "shard='fsdp' and a callback that unfreezes later: freeze in configure_model, or leave shard out"
+        if self._layer_sync is not None:
+            return "shard='fsdp' and sync_batchnorm: call SyncBatchNorm.convert_sync_batchnorm in configure_model"
         if trainer.accumulate_grad_batches != 1:
             return "shard='fsdp' and accumulate_grad_batches: take larger batches, or leave shard out"
         return super()._reason_to_refuse(trainer)

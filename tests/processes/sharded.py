@@ -14,10 +14,12 @@ import lightning.pytorch.callbacks
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
 from lightning_bsqh import L0, L1, L2, Box, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
 from lightning_bsqh.callbacks import BSQHMonitor, PictureMonitor
+from lightning_bsqh.optimizer import BSQHOptimizer
 from tests.problems import smooth_network
 from tests.processes.networks import Unfamiliar, normalized_network, rank
 from tests.processes.pair import Case
@@ -180,6 +182,7 @@ def ends(
     module: Callable[[], L.LightningModule] = ShardedClasses,
     broken_loader: bool = False,
     accumulate: int = 1,
+    sync_batchnorm: bool = False,
     callback: Callable[[], L.Callback] | None = None,
     **options: Any,
 ) -> tuple[str, str, bool]:
@@ -188,7 +191,21 @@ def ends(
     given = {"shard": "fsdp", **options}
     callbacks = [] if callback is None else [callback()]
     trainer: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": accumulate, "callbacks": callbacks}
+    trainer["sync_batchnorm"] = sync_batchnorm
     return fit_error(folder, module(), data, BSQHStrategy(**given), **trainer)
+
+
+def flat(folder: Path) -> list[str]:
+    """What BSQHOptimizer says of FullyShardedDataParallel, FSDP1."""
+    found = []
+    for original in (False, True):
+        net = FullyShardedDataParallel(smooth_network(), use_orig_params=original, device_id=torch.device("cpu"))
+        for given in (net, net.parameters()):
+            try:
+                BSQHOptimizer(given)
+            except TypeError as error:
+                found.append(str(error))
+    return found
 
 
 class PartlySharded(ShardedClasses):
@@ -244,6 +261,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gauss-seidel": ({"sweep": "gauss-seidel"}, "use sweep='jacobi'"),
     "full batch": ({"batch_mode": "full"}, "use batch_mode='mini'"),
     "accumulation": ({"accumulate": 2}, "accumulate_grad_batches: take larger batches"),
+    "SyncBatchNorm": ({"sync_batchnorm": True}, "convert_sync_batchnorm in configure_model"),
     "not affine": ({"module": unfamiliar}, r"\(net.0\): put torch.nn's own layers in their place"),
     "Discrete": ({"regularizer": Discrete([0.0, 1.0])}, "Discrete.*cannot be used with shard='fsdp'"),
     "inputs": ({"regularizer": GroupL0(groups="input")}, "GroupL0.*cannot be used with shard='fsdp'"),
@@ -291,6 +309,7 @@ def cases() -> list[tuple[str, Case]]:
         ("sharded, NaN", partial(odd_batch, change=not_a_number)),
         ("sharded, None from the loader", partial(odd_batch, change=None)),
         ("sharded, monitors", monitored),
+        ("flat parameters", flat),
         ("sharded, loader", partial(ends, broken_loader=True)),
     ]
     return found + [(f"refused: {name}", partial(ends, **options)) for name, (options, _) in REFUSED.items()]

@@ -96,6 +96,13 @@ def test_what_cannot_be_sharded_is_refused(both: Both, name: str) -> None:
         assert is_unchanged
 
 
+def test_flat_parameters_are_refused(both: Both) -> None:
+    """Torch's mark of them is private; this fails if it changes."""
+    for results in both:
+        assert len(results["flat parameters"]) == 4
+        assert all("FSDPStrategy), which has lost" in text for text in results["flat parameters"])
+
+
 def test_monitors_see_all_rows(both: Both, tmp_path: Path) -> None:
     assert both[0]["sharded, monitors"] == both[1]["sharded, monitors"]
     one = monitored(tmp_path, devices=1)

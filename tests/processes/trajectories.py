@@ -82,7 +82,12 @@ OPTIONS |= {
     for name in ("L0", "L1", "groups", "discrete")
 }
 # Every sweep once, in the time that there is; all with `make test-all`.
-_ALWAYS: tuple[str, ...] = ("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking")
+_ALWAYS: tuple[str, ...] = (
+    "as it comes",
+    "jacobi, backtracking",
+    "gauss-seidel, backtracking",
+    "full batch, backtracking",
+)
 _ALWAYS += ("accumulated, backtracking", "normalized together", "budget", "cardinality of groups")
 #: Those that are tested now.
 TESTED = list(OPTIONS) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
