@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import multiprocessing
+from typing_extensions import override
 
+import lightning_bsqh
 from tests.processes import script
 from tests.processes.pair import environment, free_port
+from tests.processes.sharded import AtFourth
+from tests.processes.training import loader, make_trainer
 
 SCRIPT = ["-m", "tests.processes.script"]
 #: Else torchrun's workers may find the addresses of those before the restart, where nobody answers.
@@ -76,6 +81,74 @@ def test_if_one_is_killed_the_other_ends_within_the_timeout(dying_pair: tuple[fl
     seconds, error = dying_pair
     assert seconds < 60.0
     assert "Connection closed by peer" in error or "Connection reset by peer" in error
+
+
+class FailsInBackward(torch.autograd.Function):
+    """As a bug in a layer's own derivative would."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise KeyError("only in one process")
+
+
+def _fails_in_backward(loss: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, FailsInBackward.apply(loss))
+
+
+def _fails_in_trial(loss: torch.Tensor) -> torch.Tensor:
+    if not torch.is_grad_enabled():
+        raise KeyError("only in one process")
+    return loss
+
+
+def _failing(rank: int, port: int, folder: Path, queue: Any, fail: Any, shard: str | None) -> None:
+    os.environ.update(environment(rank, 2, port))
+    torch.set_num_threads(1)
+    strategy = lightning_bsqh.BSQHStrategy(shard=shard, timeout=timedelta(seconds=90))
+    trainer = make_trainer(strategy, folder, 2, max_steps=8)
+    try:
+        trainer.fit(AtFourth(fail) if shard else Fourth(fail), loader(2))
+    except BaseException as error:
+        queue.put((rank, f"{type(error).__name__}: {error}"))
+    finally:
+        # As at the end of a script that has raised.
+        os._exit(1)
+
+
+class Fourth(AtFourth):
+    """The same, unsharded."""
+
+    @override
+    def configure_model(self) -> None:
+        return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fail", "shard"), [(_fails_in_backward, None), (_fails_in_backward, "fsdp"), (_fails_in_trial, "fsdp")]
+)
+def test_who_waits_within_torch_for_one_that_fails_ends_with_its_process(
+    tmp_path: Path, fail: Any, shard: str | None
+) -> None:
+    """Nobody can be told there; gloo notices that the process is gone."""
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.SimpleQueue()
+    port, began = free_port(), time.monotonic()
+    given = (port, tmp_path, queue, fail, shard)
+    processes = [context.Process(target=_failing, args=(rank, *given)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [1, 1]
+    assert time.monotonic() - began < 60.0
+    found = dict(queue.get() for _ in range(2))
+    assert found[1] == "KeyError: 'only in one process'"
+    assert "Connection closed by peer" in found[0] or "Connection reset by peer" in found[0]
 
 
 @pytest.mark.slow
