@@ -165,6 +165,11 @@ def _check(name: str, parameter: Any) -> None:
             f"params: {name} is not sharded, as shard='fsdp' has it: in configure_model apply fully_shard to the parts"
             " of the network and then to the whole, fully_shard(self.network, mesh=self.device_mesh['data_parallel'])."
         )
+    if local_part(parameter).device.type != parameter.device_mesh.device_type:
+        raise TypeError(
+            f"params: {name} is kept on {local_part(parameter).device}, away from its mesh"
+            f" ({parameter.device_mesh.device_type}): leave the offload_policy of fully_shard out."
+        )
     if parameter.device_mesh.ndim != 1 or not parameter.placements[0].is_shard(0):
         raise TypeError(
             f"params: {name} is placed as {tuple(parameter.placements)} on a mesh of {parameter.device_mesh.ndim}"

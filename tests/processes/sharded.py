@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
-from lightning_bsqh import L0, L1, L2, Box, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
+from lightning_bsqh import L0, L1, L2, Box, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf, Regularizer
 from lightning_bsqh.callbacks import BSQHMonitor, PictureMonitor
 from lightning_bsqh.optimizer import BSQHOptimizer
 from tests.problems import smooth_network
@@ -73,12 +74,29 @@ class StartsAtZero(ShardedClasses):
             self.net[2].bias.copy_(torch.tensor([0.0, 0.0, 0.5, 0.5]))
 
 
+class Validated(ShardedClasses):
+    """Is validated before the training and after every epoch, which leaves parameters gathered; one layer is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[2].requires_grad_(False)
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        assert self.training_step(batch, batch_idx) > 0.0
+
+    @override
+    def val_dataloader(self) -> Any:
+        return loader(1)
+
+
 _EARLY: dict[str, Any] = {"ramp": (0.1, 0.6)}
 TRAJECTORIES: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "odd rows": {"module": lambda: ShardedClasses(odd_network())},
     "starts at zero": {"module": StartsAtZero, "augmentation": CURVATURE()},
     "starts at zero, L0": {"module": StartsAtZero, "regularizer": L0(rho=1e-4), "augmentation": CURVATURE()},
+    "validated": {"module": Validated, "augmentation": CURVATURE()},
     "euclidean": {"metric": "euclidean"},
     "backtracking": {"augmentation": BACKTRACKING(), "regularizer": L0(rho=1e-3)},
     "L0": {"regularizer": L0(rho=1e-3), "augmentation": CURVATURE()},
@@ -105,7 +123,7 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
 }
 # The rest with `make test-all`.
 _ALWAYS = ("as it comes", "odd rows", "starts at zero", "backtracking", "L0, euclidean", "L1", "L2", "outputs")
-_ALWAYS += ("cardinality", "cardinality by layer, euclidean")
+_ALWAYS += ("validated", "cardinality", "cardinality by layer, euclidean")
 #: Those that are tested now.
 TESTED = list(TRAJECTORIES) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
 
@@ -292,6 +310,43 @@ def monitored(folder: Path, devices: int = 2) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+class Messages(L.Callback):
+    """Counts the messages of the sixth step."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._profile = profile(activities=[ProfilerActivity.CPU])
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 5:
+            self._profile.__enter__()
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == 6:
+            self._profile.__exit__(None, None, None)
+            self.counts = {e.key[6:]: e.count for e in self._profile.key_averages() if e.key.startswith("c10d::")}
+
+
+def messages(folder: Path, regularizer: Regularizer, precision: str = "32-true") -> dict[str, Any]:
+    """Of which kinds a step sends how many, in single precision; and what it found."""
+    recorder, counting = Recorder(), Messages()
+    strategy = BSQHStrategy(regularizer=regularizer, shard="fsdp")
+    options: dict[str, Any] = {"callbacks": [recorder, counting], "precision": precision, "max_steps": 20}
+    trainer = make_trainer(strategy, folder, 2, **options)
+    trainer.fit(Single(smooth_network().float()), loader(2))
+    return {**recorder.result(), "messages": counting.counts}
+
+
+class Single(ShardedClasses):
+    """In single precision."""
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step((batch[0].float(), batch[1]), batch_idx)
+
+
 def cases() -> list[tuple[str, Case]]:
     """All, by name."""
     found: list[tuple[str, Case]] = [(f"sharded, {name}", partial(trajectory, name=name)) for name in TESTED]
@@ -310,6 +365,9 @@ def cases() -> list[tuple[str, Case]]:
         ("sharded, None from the loader", partial(odd_batch, change=None)),
         ("sharded, monitors", monitored),
         ("flat parameters", flat),
+        ("messages, L0", partial(messages, regularizer=L0(rho=1e-4))),
+        ("messages, cardinality", partial(messages, regularizer=Cardinality(0.7, ramp=(0.0, 0.0)))),
+        ("bf16-mixed", partial(messages, regularizer=Cardinality(0.7, **_EARLY), precision="bf16-mixed")),
         ("sharded, loader", partial(ends, broken_loader=True)),
     ]
     return found + [(f"refused: {name}", partial(ends, **options)) for name, (options, _) in REFUSED.items()]

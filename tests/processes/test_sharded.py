@@ -96,6 +96,25 @@ def test_what_cannot_be_sharded_is_refused(both: Both, name: str) -> None:
         assert is_unchanged
 
 
+def test_what_a_step_sends(both: Both) -> None:
+    """As docs/scale.md says: with one trial, three small messages, and for a threshold five more."""
+    for name, small in (("L0", 3), ("cardinality", 8)):
+        found = both[0][f"messages, {name}"]
+        assert found["reports"][5][7] == 1
+        # Of the recorder, which wants whole parameters.
+        found["messages"].pop("allgather_into_tensor_coalesced_", None)
+        # Three parts are gathered for the forward, two again for the backward, and three for the trial.
+        assert found["messages"] == {"allreduce_": small, "_allgather_base_": 8, "_reduce_scatter_base_": 3}
+
+
+def test_mixed_precision(both: Both) -> None:
+    assert_alike(both, "bf16-mixed")
+    found = both[0]["bf16-mixed"]
+    assert found["points"].dtype == torch.float32
+    assert found["reports"][-1][1] < found["reports"][0][1]
+    assert int((found["points"][-1] == 0).sum()) == round(0.7 * 192)
+
+
 def test_flat_parameters_are_refused(both: Both) -> None:
     """Torch's mark of them is private; this fails if it changes."""
     for results in both:
