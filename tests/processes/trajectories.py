@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "true K, full batch": {**_FULL, "module": lambda: Classes(bent_network()), "max_epochs": 10},
     "checkpointed": {"module": Checkpointed},
     "unfrozen later": {"module": Thawing},
+    "untested steps": {"trial_every": "auto", "max_steps": 100},
     "static graph": {"static_graph": True},
     "unused parameters": {"find_unused_parameters": True},
 }
@@ -70,6 +71,12 @@ OPTIONS |= {
     for name in ("L0", "L1", "groups", "discrete")
 }
 # Every sweep once, in the time that there is; all with `make test-all`.
-_ALWAYS = ("as it comes", "jacobi, backtracking", "gauss-seidel, backtracking", "full batch, backtracking")
+_ALWAYS = (
+    "as it comes",
+    "untested steps",
+    "jacobi, backtracking",
+    "gauss-seidel, backtracking",
+    "full batch, backtracking",
+)
 #: Those that are tested now.
 TESTED = list(OPTIONS) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
