@@ -20,6 +20,7 @@ from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.stall import Stalled
 from lightning_bsqh.method.stepper import Stepper, contested
 from lightning_bsqh.method.training import Training
+from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
@@ -51,6 +52,9 @@ class BSQHOptimizer(torch.optim.Optimizer):
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
         max_trials: Largest number of trial sweeps per iteration, at least 1.
+        trial_every: 1 tests every step by a trial sweep. A larger integer, or ``"auto"`` for 8, tests more rarely in
+            calm, up to that number of batches apart (method §2): a decrease is then promised for tested batches
+            only. ``"auto"`` tests every step in full-batch mode and in gauss-seidel sweeps.
         regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.network.layers.find_layers`; not
             together with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
@@ -86,6 +90,7 @@ class BSQHOptimizer(torch.optim.Optimizer):
         metric: str = "rms",
         eta: float = 1e-4,
         max_trials: int = 6,
+        trial_every: int | str = 1,
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
         layers: LayerChoice = "leaf",
@@ -112,7 +117,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         regularization = Regularization(options.regularizer, self._layers, regularize, options.length)
         metric_weight = make_metric(metric)
         stepper = Stepper(self._layers, metric_weight, sweep, Reduction())
-        self._training = Training(stepper, metric_weight, regularization, options.make_augmentation())
+        schedule = TrialSchedule(options.longest_interval)
+        self._training = Training(stepper, metric_weight, regularization, options.make_augmentation(), schedule)
         if sweep == "gauss-seidel":
             regularization.regularizer.check_separable()
         self._module = params if isinstance(params, nn.Module) else None

@@ -106,11 +106,11 @@ class SomeRows(Rows):
 
     @override
     def saved(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-        return _with_means(state, lambda i, mean: self._sharding.whole(mean, parameters[i]))
+        return with_tensors(state, lambda i, _, piece: self._sharding.whole(piece, parameters[i]))
 
     @override
     def loaded(self, state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-        return _with_means(state, lambda i, mean: self._sharding.piece(mean, parameters[i]))
+        return with_tensors(state, lambda i, _, whole: self._sharding.piece(whole, parameters[i]))
 
     @override
     def release(self) -> None:
@@ -126,9 +126,15 @@ def share_of_zeros(tensors: Sequence[Tensor]) -> float:
     return 1.0 - sum(nonzero_counts(tensors)) / total if total else 0.0
 
 
-def _with_means(state: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
-    entries = {i: dict(entry) for i, entry in state["state"].items()}
-    for i, entry in entries.items():
-        if "mean_square" in entry:
-            entry["mean_square"] = change(i, entry["mean_square"])
+def with_tensors(state: dict[str, Any], change: Callable[[int, str, Tensor], Any]) -> dict[str, Any]:
+    """An optimizer's state with something else in the place of every tensor that is remembered of a parameter.
+
+    Args:
+        state: As ``torch.optim`` gives it.
+        change: Gets the parameter's number, the tensor's name and the tensor, and gives what takes its place.
+    """
+    entries = {
+        i: {name: change(i, name, value) if isinstance(value, Tensor) else value for name, value in entry.items()}
+        for i, entry in state["state"].items()
+    }
     return {**state, "state": entries}

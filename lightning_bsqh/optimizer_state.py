@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_bsqh._validation import shown
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.sharding import local_part
 
 #: Of the entry ``bsqh``; a later version that changes its meaning raises it.
@@ -53,6 +54,7 @@ def check_state(
             f"state_dict was saved with metric={own['metric']!r}, but this optimizer has metric={metric!r}: choose the"
             " same."
         )
+    _check_schedule(own.get("trial_schedule", {}))
     _check_tensors(state, groups)
     return _loaded(rule, own)
 
@@ -60,6 +62,13 @@ def check_state(
 def _count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"state_dict['bsqh'][{name!r}] must be an integer of at least 0, got {shown(value)}.")
+
+
+def _check_schedule(saved: Any) -> None:
+    try:
+        TrialSchedule(1).load_state_dict(saved)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"state_dict['bsqh']['trial_schedule'] is damaged: {error}.") from None
 
 
 def _loaded(rule: Augmentation, own: Mapping[str, Any]) -> Augmentation:
@@ -92,18 +101,23 @@ def _check_tensors(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
         )
     for group, saved in zip(groups, saved_groups, strict=True):
         for parameter, key in zip(group["params"], saved["params"], strict=True):
-            mean = entries.get(key, {}).get("mean_square")
-            if mean is not None:
-                _check_mean(mean, parameter, str(group["name"]))
+            for name in ("mean_square", "before"):
+                if (value := entries.get(key, {}).get(name)) is not None:
+                    _check_shape(name, value, parameter, str(group["name"]))
+            if (mean := entries.get(key, {}).get("mean_square")) is not None:
+                _check_mean(mean, str(group["name"]))
 
 
-def _check_mean(mean: Any, parameter: Tensor, layer: str) -> None:
-    if not isinstance(mean, Tensor) or mean.shape != parameter.shape:
-        shape = tuple(mean.shape) if isinstance(mean, Tensor) else shown(mean)
+def _check_shape(name: str, value: Any, parameter: Tensor, layer: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
         raise ValueError(
-            f"state_dict: mean_square of a parameter in {layer!r} has the shape {shape}, the parameter"
+            f"state_dict: {name} of a parameter in {layer!r} has the shape {shape}, the parameter"
             f" {tuple(parameter.shape)}: it is that of another network."
         )
+
+
+def _check_mean(mean: Tensor, layer: str) -> None:
     own = local_part(mean)
     if not bool((torch.isfinite(own) & (own >= 0)).all()):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 from lightning_bsqh._validation import choice, integer, names, number, shown
 from lightning_bsqh.method.augmentation import Augmentation, Curvature
 from lightning_bsqh.method.metric import make_metric
+from lightning_bsqh.method.trial_schedule import longest_interval
 from lightning_bsqh.network.layers import LayerChoice, check_layers
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.regularizers.by_name import check_option
@@ -31,6 +32,7 @@ class BSQHOptions:
     metric: str = "rms"
     eta: float = 1e-4
     max_trials: int = 6
+    trial_every: int | str = 1
     regularize: Sequence[str] | None = None
     total_steps: int | None = None
     layers: LayerChoice = "leaf"
@@ -56,6 +58,7 @@ class BSQHOptions:
         integer("max_trials", self.max_trials, low=1)
         if self.total_steps is not None:
             integer("total_steps", self.total_steps, low=1)
+        longest = longest_interval(self.trial_every)
         choice("sweep", self.sweep, ("jacobi", "gauss-seidel"))
         choice("on_stall", self.on_stall, ("warn", "raise"))
         check_layers(self.layers)
@@ -65,6 +68,11 @@ class BSQHOptions:
             check_option(self.regularizer, self.regularize)
         self.make_augmentation()
         self._check_sweep()
+        if isinstance(self.trial_every, int) and longest > 1 and self._tests_all:
+            raise ValueError(
+                f"trial_every={self.trial_every!r} is for batch_mode='mini' with sweep='jacobi': full-batch mode"
+                " promises a decrease in every iteration, and in a gauss-seidel sweep the trial makes the candidate."
+            )
 
     def _check_sweep(self) -> None:
         if self.sweep == "gauss-seidel" and self.full_batch is not None:
@@ -73,6 +81,15 @@ class BSQHOptions:
                 " the other micro-batches have reached it: use sweep='jacobi', or batch_mode='mini' with all data"
                 " in one batch."
             )
+
+    @property
+    def _tests_all(self) -> bool:
+        return self.full_batch is not None or self.sweep == "gauss-seidel"
+
+    @property
+    def longest_interval(self) -> int:
+        """The number of batches from one trial to the next, in calm."""
+        return 1 if self._tests_all else longest_interval(self.trial_every)
 
     @property
     def length(self) -> int | None:

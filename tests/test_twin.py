@@ -38,6 +38,8 @@ from tests.reference.twin import (
 )
 
 STEPS = 100
+#: Where the loss of one batch is a thousandfold in trainings that do not test every step.
+ODD = (72, 90)
 
 REGULARIZERS = {
     "l0": (L0(rho=2e-4), Penalty("l0", 2e-4)),
@@ -65,6 +67,7 @@ REGULARIZERS = {
     ),
 }
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
+DEFAULT = ("rms", "curvature")
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
 RULES = {
     "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
@@ -72,10 +75,19 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("metric", ["euclidean", "rms"])
-@pytest.mark.parametrize("name", REGULARIZERS)
-@pytest.mark.parametrize("start", ["small", "large"])
+#: All, those of the default rule and metric with both starts; the rest is for make test-all.
+CASES = [
+    pytest.param(
+        name, metric, rule, start, marks=() if start == "small" or (metric, rule) == DEFAULT else pytest.mark.slow
+    )
+    for rule in RULES
+    for metric in STARTS
+    for name in REGULARIZERS
+    for start in ("small", "large")
+]
+
+
+@pytest.mark.parametrize(("name", "metric", "rule", "start"), CASES)
 def test_same_trajectory_as_the_twin(name: str, metric: str, rule: str, start: str) -> None:
     compare(smooth_network(), name, metric, rule, STARTS[metric][start])
 
@@ -92,12 +104,29 @@ def test_layers_that_no_gradient_reaches_at_first(name: str) -> None:
 @pytest.mark.parametrize("name", ["l0", "cardinality", "ternary"])
 @pytest.mark.parametrize("start", ["small", "large"])
 def test_single_batches_with_a_gradient_far_longer_than_usual(name: str, start: str) -> None:
-    raised = compare(smooth_network(), name, "rms", "curvature", STARTS["rms"][start], outlier=30.0)
-    assert raised > 5
+    seen = compare(smooth_network(), name, "rms", "curvature", STARTS["rms"][start], outlier=30.0)
+    assert seen["too_long"] > 5
 
 
-def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon: float, outlier: float = 1.0) -> int:
-    """Drives both; gives the number of iterations in which the rule found the gradient too long for its ε.
+@pytest.mark.parametrize("trial_every", [3, 8])
+@pytest.mark.parametrize("metric", ["euclidean", "rms"])
+@pytest.mark.parametrize("name", ["l0", "l1", "cardinality", "rows", "box, l half", "cardinality and decay"])
+def test_untested_steps_and_what_takes_them_back(name: str, metric: str, trial_every: int) -> None:
+    seen = compare(smooth_network(), name, metric, "curvature", STARTS[metric]["large"], trial_every=trial_every)
+    assert seen["untested"] > 15
+    assert seen["back"] >= 1
+
+
+def compare(
+    network: torch.nn.Module,
+    name: str,
+    metric: str,
+    rule: str,
+    epsilon: float,
+    outlier: float = 1.0,
+    trial_every: int = 1,
+) -> dict[str, int]:
+    """Drives both.
 
     Args:
         network: Is trained.
@@ -106,6 +135,10 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         rule: Its name.
         epsilon: ε⁰.
         outlier: Factor of the loss in every ninth iteration.
+        trial_every: Of the optimizer.
+
+    Returns:
+        In how many iterations the rule found the gradient too long for its ε, a step was not tested, was taken back.
     """
     names = [n for n, _ in network.named_parameters()]
     x, y = data()
@@ -113,7 +146,12 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
     regularizer, penalty = REGULARIZERS[name]
     augmentation, twin_rule = RULES[rule](epsilon)
     optimizer = BSQHOptimizer(
-        network, regularizer=regularizer, augmentation=augmentation, metric=metric, total_steps=STEPS
+        network,
+        regularizer=regularizer,
+        augmentation=augmentation,
+        metric=metric,
+        total_steps=STEPS,
+        trial_every=trial_every,
     )
     shapes = [p.detach().numpy().copy() for p in network.parameters()]
     twin = Twin(
@@ -123,11 +161,13 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         rule=twin_rule,
         metric=metric,
         total=STEPS,
+        trial_every=trial_every,
     )
     accepted = []
-    raised = 0
+    seen = {"too_long": 0, "untested": 0, "back": 0}
     for step in range(STEPS):
         batch, factor = batches[step % 3], outlier if step % 9 == 8 else 1.0
+        factor = 1000.0 if step in ODD and trial_every > 1 else factor
 
         def loss_and_gradient(
             u: list[np.ndarray], batch: slice = batch, factor: float = factor
@@ -143,7 +183,10 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         report = optimizer.last_step
         assert report is not None
         accepted.append(report.accepted)
-        raised += expected["too_long"]
+        seen["too_long"] += expected["too_long"]
+        seen["untested"] += report.accepted and not report.trials
+        seen["back"] += report.skipped
+        assert report.skipped == expected.get("back", False)
         assert report.accepted == expected["accepted"]
         assert report.trials == expected["trials"]
         np.testing.assert_allclose(report.epsilon, expected["epsilon"], rtol=1e-7)
@@ -153,4 +196,4 @@ def compare(network: torch.nn.Module, name: str, metric: str, rule: str, epsilon
         np.testing.assert_allclose(parameter.detach().numpy(), reference, rtol=1e-7, atol=1e-9)
         assert (parameter.detach().numpy() == 0).tolist() == (reference == 0).tolist()
     assert any(accepted)
-    return raised
+    return seen

@@ -20,7 +20,8 @@ class AugmentationMonitor(pl.Callback):
     The keys are ``bsqh/epsilon``, ``bsqh/objective``, ``bsqh/loss_decrease``, ``bsqh/tau``,
     ``bsqh/trials``, ``bsqh/accepted`` (1 or 0) and ``bsqh/skipped`` (the number of batches skipped so
     far). The values are those of :class:`~lightning_bsqh.optimizer.StepReport`; objective (after the
-    step) and decrease are in the units of the loss. Beside them ``bsqh/rejected_share``, the share of all trials so
+    step) and decrease are in the units of the loss; where a step was not tested by a trial, they are those of the last
+    one that was. Beside them ``bsqh/rejected_share``, the share of all trials so
     far that were rejected, and ``bsqh/promised_decrease``, the ητ that the acceptance test promises.
 
     Args:
@@ -43,6 +44,7 @@ class AugmentationMonitor(pl.Callback):
         self.accepted_trials = 0
         self.rejected_trials = 0
         self._counted: StepReport | None = None
+        self._tested: StepReport | None = None
         self._is_resumed = False
 
     @override
@@ -50,7 +52,7 @@ class AugmentationMonitor(pl.Callback):
         bsqh_optimizer(trainer, type(self).__name__)
         if not self._is_resumed:
             self.accepted_trials = self.rejected_trials = 0
-        self._is_resumed, self._counted = False, None
+        self._is_resumed, self._counted, self._tested = False, None, None
 
     @override
     def on_train_batch_end(
@@ -64,9 +66,11 @@ class AugmentationMonitor(pl.Callback):
         # Of all batches of a full-batch iteration only the last one brings a new report.
         is_new = report is not self._counted
         self._counted = report
+        if report.trials or self._tested is None:
+            self._tested = report
         if is_new:
-            self.accepted_trials += report.accepted
-            self.rejected_trials += report.trials - report.accepted
+            self.accepted_trials += report.trials - report.rejected_trials
+            self.rejected_trials += report.rejected_trials
         every = 1 if full_batch and self.every_n_steps is None else self.every_n_steps
         due = is_due(every, trainer, optimizer.iterations if full_batch else trainer.global_step)
         if due or full_batch or self.every_n_steps is None:
@@ -92,10 +96,11 @@ class AugmentationMonitor(pl.Callback):
         self._is_resumed = False
 
     def _values(self, report: StepReport, optimizer: BSQHOptimizer) -> dict[str, float]:
+        tested = self._tested or report
         return {
             "bsqh/epsilon": report.epsilon,
-            "bsqh/objective": report.objective_after,
-            "bsqh/loss_decrease": report.loss_decrease,
+            "bsqh/objective": tested.objective_after,
+            "bsqh/loss_decrease": tested.loss_decrease,
             "bsqh/promised_decrease": optimizer.eta * report.tau,
             "bsqh/tau": report.tau,
             "bsqh/trials": float(report.trials),

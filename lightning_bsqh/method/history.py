@@ -55,6 +55,10 @@ class History:
         self.iterations += 1
         return self._stall.observe(self.last)
 
+    def take_back(self) -> None:
+        """The step before this iteration, which was not tested, has not been one."""
+        self.accepted -= 1
+
     def skip(self, loss: float, epsilon: float, counted: bool) -> str | None:
         """Takes note of an iteration that changed nothing.
 

@@ -59,7 +59,8 @@ class Iteration:
         self._metric = metric
         self._regularizer = regularizer
         self._regularized = regularized
-        self._start = self._base = [pack.values() for pack in self.packs]
+        #: w of every pack, shape ``[n]``.
+        self.start = self._base = [pack.values() for pack in self.packs]
         #: −G of every pack, shape ``[n]``.
         self.slopes = [pack.gradients(gradients) for pack in self.packs]
         if regularizer.depends_on_metric:
@@ -237,12 +238,12 @@ class Iteration:
 
     def restore_(self, to_start: bool = False) -> None:
         """Puts the base point back into the parameters, to the bit; or the w of the start, before any projection."""
-        self.put_(self._start if to_start else self._base)
+        self.put_(self.start if to_start else self._base)
 
     def project_(self) -> None:
         """Moves the base point, and the parameters with it, to the nearest admissible point in the metric."""
         metric = self._metrics()
-        self._base = [w.clone() for w in self._start]
+        self._base = [w.clone() for w in self.start]
         self._acting.project_(self._weights(self._base), self._weights(metric))
         self.restore_()
         self.penalty = self._acting.penalty(self._weights(self._base))

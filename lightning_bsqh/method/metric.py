@@ -27,8 +27,6 @@ class Metric(ABC):
     default_epsilon: float
     #: ε below which a step is too long for any network, 0 if the metric cannot tell.
     default_floor: float
-    #: Whether it keeps a state per parameter, from the first gradient on that is not zero.
-    remembers: bool = False
 
     def largest_gradient(self, dtype: torch.dtype) -> float:
         """An element of G above it is as good as infinite."""
@@ -68,6 +66,10 @@ class Metric(ABC):
             states: What is remembered of each parameter of the pack; changed.
             reached: Whether each parameter's gradient has an element that is not zero.
         """
+
+    def unreached(self, states: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Positions of the parameters that no gradient has reached yet, as far as that makes a difference."""
+        return []
 
     def repack(self) -> None:
         """The packs are about to be made anew: what is kept for the present ones can go."""
@@ -124,7 +126,6 @@ class RMS(Metric):
     default_floor = 50.0
     decay = 0.999
     tiny = 1e-8
-    remembers = True
 
     @override
     def largest_gradient(self, dtype: torch.dtype) -> float:
@@ -184,6 +185,10 @@ class RMS(Metric):
             elif reached[i]:
                 pieces = pack.pieces(mean) if pieces is None else pieces
                 state["mean_square"], state["updates"] = pieces[i], 1
+
+    @override
+    def unreached(self, states: Sequence[Mapping[str, Any]]) -> list[int]:
+        return [i for i, state in enumerate(states) if "mean_square" not in state]
 
     @override
     def repack(self) -> None:

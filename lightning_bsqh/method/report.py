@@ -14,13 +14,14 @@ class StepReport:
         loss: L_B(w) of the forward sweep.
         objective_before: J_B at the point that the trials were compared with: w, or its projection
             where a constraint has just been tightened and w was no better.
-        objective_after: J_B at the new iterate.
+        objective_after: J_B at the new iterate; not a number if the step was not tested.
         loss_decrease: objective_before − objective_after, formed as a difference of the parts.
         epsilon: ε of the last trial, schedule included.
         tau: ‖u^{k+1} − w‖²_D, 0 if nothing was accepted.
-        trials: Number of trial sweeps at candidates û.
+        trials: Number of trial sweeps at candidates û; 0 if the step was not tested (``trial_every``).
         accepted: Whether a candidate was accepted.
-        skipped: Whether loss or gradient were not finite, or there was no loss; nothing changed then.
+        skipped: Whether loss or gradient were not finite, or there was no loss, or the loss was so large that the step
+            before, which was not tested, has been taken back; else nothing changed then.
         tightened: Whether w violated a constraint that had just been tightened.
         hamiltonian_gain: K_ε(û; w) − K_ε(w; w) of the last candidate, summed over the layers.
     """
@@ -37,6 +38,11 @@ class StepReport:
     skipped: bool
     tightened: bool
     hamiltonian_gain: float
+
+    @property
+    def rejected_trials(self) -> int:
+        """Number of trials whose candidate was not accepted."""
+        return self.trials - int(self.accepted and self.trials > 0)
 
 
 @dataclass(frozen=True)

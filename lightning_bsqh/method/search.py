@@ -18,8 +18,8 @@ from lightning_bsqh.method.reduction import Reduction
 _LARGEST = sys.float_info.max
 
 
-class NotFinite(Exception):
-    """The loss or the gradient of a batch is not finite, so that there is nothing to step by.
+class NoStep(Exception):
+    """There is nothing to step by on a batch.
 
     Args:
         loss: L_B(w).
@@ -28,6 +28,14 @@ class NotFinite(Exception):
     def __init__(self, loss: float) -> None:
         super().__init__(loss)
         self.loss = loss
+
+
+class NotFinite(NoStep):
+    """The loss or the gradient is not finite."""
+
+
+class WentAstray(NoStep):
+    """The loss is far above what it was before the last step, which was not tested."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,18 @@ class SearchOptions:
         max_trials: Largest number of candidates that are compared.
         progress: Share of the training that is done, for the schedule of ε; None if the length is unknown.
         largest_gradient: An element of the gradient above it is as good as infinite.
+        is_due: Whether the step is to be tested by a trial sweep; where it is not, it is in unrest all the same.
+        stands_for: How many steps a trial speaks for: this one and the untested ones before it.
+        loss_limit: L_B(w) above it says that the step to w, which was not tested, has gone astray.
     """
 
     eta: float
     max_trials: int
     progress: float | None
     largest_gradient: float = math.inf
+    is_due: bool = True
+    stands_for: int = 1
+    loss_limit: float = math.inf
 
 
 @dataclass
@@ -57,7 +71,7 @@ class Found:
         change: L_B(û) − base_loss of the last candidate.
         candidate: The last candidate, in numbers.
         epsilon: Its ε.
-        trials: Number of trial sweeps at candidates.
+        trials: Number of trial sweeps at candidates; 0 if the step was not tested.
         accepted: Whether it was accepted.
         tightened: Whether w violated a constraint that had just been tightened.
         first_epsilon: ε of the first candidate.
@@ -85,8 +99,13 @@ class Found:
         return self.base_loss + float(self.candidate.base_penalty)
 
     @property
+    def is_tested(self) -> bool:
+        """Whether there was a trial sweep."""
+        return self.trials > 0
+
+    @property
     def decrease(self) -> float:
-        """By how much J has fallen; 0 if nothing was accepted."""
+        """By how much J has fallen; 0 if nothing was accepted, not a number if it was not tested."""
         return -(self.change + self.candidate.penalty_change) if self.accepted else 0.0
 
 
@@ -95,7 +114,8 @@ class Search:
 
     Args:
         iteration: Makes them.
-        propose: Puts û for an ε into the parameters and runs a trial sweep; gives what û is worth and L_B(û).
+        maximise: Puts û for an ε into the parameters and gives what it is worth; None if only a trial sweep can.
+        propose: The same with a trial sweep; gives L_B(û), too.
         trial: Runs a trial sweep at what the parameters hold.
         augmentation: The rule for ε.
         options: The rest.
@@ -106,6 +126,7 @@ class Search:
     def __init__(
         self,
         iteration: Iteration,
+        maximise: Callable[[float], Candidate] | None,
         propose: Callable[[float], tuple[Candidate, Tensor | float]],
         trial: Callable[[], Tensor | float],
         augmentation: Augmentation,
@@ -114,6 +135,7 @@ class Search:
         on_first: Callable[[float], None] | None = None,
     ) -> None:
         self._iteration = iteration
+        self._maximise = maximise
         self._propose = propose
         self._trial = trial
         self._augmentation = augmentation
@@ -133,12 +155,14 @@ class Search:
             resolution: Relative rounding error of the loss.
 
         Raises:
-            NotFinite: If there is nothing to step by; the parameters hold w.
+            NoStep: If there is nothing to step by; the parameters hold w or a candidate.
         """
         found = Found()
+        if not self._options.is_due and self._steps_untested(found, loss, resolution):
+            return found
         compared = 0
         while not found.accepted and compared < self._options.max_trials:
-            epsilon = min(max(self._own_epsilon(), self._least), self._augmentation.epsilon_max)
+            epsilon = self._next_epsilon()
             change = self._attempt(found, epsilon, loss, resolution)
             if not found.leaves_enough:
                 # Rare, and known only now: a tensor would be emptied, and R has to see the tensors apart.
@@ -165,12 +189,32 @@ class Search:
     def _own_epsilon(self) -> float:
         return self._augmentation.epsilon_at(self._options.progress)
 
+    def _next_epsilon(self) -> float:
+        return min(max(self._own_epsilon(), self._least), self._augmentation.epsilon_max)
+
+    def _steps_untested(self, found: Found, loss: Tensor, resolution: float) -> bool:
+        """Takes a step without a trial sweep; gives whether there was no reason to test it."""
+        if self._maximise is None:
+            return False
+        epsilon = self._next_epsilon()
+        candidate = self._maximise(epsilon)
+        values = self._reduction.read({"loss": loss, **self._iteration.scalars(), **candidate.scalars()})
+        self._take(found, values, epsilon)
+        self._start(found, values, epsilon, resolution)
+        found.accepted = (
+            found.leaves_enough
+            and not found.tightened
+            and not found.candidate.was_thrown_away
+            and self._augmentation.epsilon_for(epsilon, self._length) <= epsilon
+        )
+        found.change = math.nan if found.accepted else math.inf
+        return found.accepted
+
     def _attempt(self, found: Found, epsilon: float, loss: Tensor, resolution: float) -> float:
         """One candidate and its trial sweep; gives L_B(û)."""
         candidate, trial_loss = self._propose(epsilon)
         first = found.trials == 0
         found.trials += 1
-        found.epsilon = epsilon
         values = self._reduction.read(
             {
                 "trial": trial_loss,
@@ -179,17 +223,23 @@ class Search:
                 **candidate.scalars(),
             }
         )
-        found.candidate = Candidate.read_from(values)
-        found.leaves_enough = bool(values["enough"])
-        self._length = values["length"]
+        self._take(found, values, epsilon)
         if first:
             self._start(found, values, epsilon, resolution)
         return values["trial"]
+
+    def _take(self, found: Found, values: dict[str, float], epsilon: float) -> None:
+        found.epsilon = epsilon
+        found.candidate = Candidate.read_from(values)
+        found.leaves_enough = bool(values["enough"])
+        self._length = values["length"]
 
     def _start(self, found: Found, values: dict[str, float], epsilon: float, resolution: float) -> None:
         found.loss = found.base_loss = values["loss"]
         if not math.isfinite(found.loss) or not values["peak"] <= min(self._options.largest_gradient, _LARGEST):
             raise NotFinite(found.loss)
+        if found.loss > self._options.loss_limit:
+            raise WentAstray(found.loss)
         found.reached = {int(name[8:]): bool(value) for name, value in values.items() if name.startswith("reached/")}
         found.tightened = not values["admitted"]
         self._resolution = abs(found.loss) * resolution
@@ -204,18 +254,19 @@ class Search:
             # No admissible point need be as good as the inadmissible w: its projection is the measure.
             self._projected = True
             self._compare_with_projection(found, trial_loss)
-        self._augmentation.observe(
-            Trial(
-                found.epsilon,
-                found.change,
-                float(found.candidate.slope),
-                float(found.candidate.tau),
-                found.accepted,
-                found.tightened,
-                self._resolution,
-                self._length,
-            )
+        trial = Trial(
+            found.epsilon,
+            found.change,
+            float(found.candidate.slope),
+            float(found.candidate.tau),
+            found.accepted,
+            found.tightened,
+            self._resolution,
+            self._length,
         )
+        # The untested steps before it would have shown much the same.
+        for _ in range(self._options.stands_for if found.accepted and found.trials == 1 else 1):
+            self._augmentation.observe(trial)
 
     def _compare_with_projection(self, found: Found, trial_loss: float) -> None:
         proposal = self._iteration.values()

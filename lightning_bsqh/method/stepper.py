@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.before import Before
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
@@ -20,7 +21,7 @@ from lightning_bsqh.method.metric import Metric
 from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.safeguard import TrueHamiltonian
-from lightning_bsqh.method.search import Found, NotFinite, Search, SearchOptions
+from lightning_bsqh.method.search import Found, NoStep, NotFinite, Search, SearchOptions
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
 from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
@@ -102,6 +103,8 @@ class Stepper:
         self._seen: dict[str, int] = {}
         # For how many more iterations R sees the tensors apart from the start.
         self._apart = 0
+        self._before = Before()
+        self._can_go_back = False
         self._packs: list[Pack] = []
         self._packed: tuple[list[str], list[int]] | None = None
 
@@ -142,9 +145,12 @@ class Stepper:
             How the search ended, and what it did to each layer if that was asked.
 
         Raises:
-            NotFinite: If loss or gradient are not finite; nothing has changed then.
+            NoStep: If loss or gradient are not finite, or the step before has gone astray; nothing has changed then.
         """
         iteration = self._make_iteration(adjoint, trained, regularizer)
+        self._can_go_back = self._before.is_known(self._packs, trained.states)
+        if not self._can_go_back:
+            options = replace(options, loss_limit=math.inf)
         rule = augmentation.state_dict()
         try:
             found, layers = self._search(adjoint, trained, iteration, augmentation, options, record_layers)
@@ -153,6 +159,8 @@ class Stepper:
         except BaseException as error:
             with uninterrupted():
                 iteration.restore_(to_start=True)
+                if self._can_go_back:
+                    self._before.reset()
                 augmentation.load_state_dict(rule)
             # In some rows of the gradient alone nobody can see whether all others see the same.
             may_be_of_weights = _may_be_of_weights(error) and self._reduction.has_all_rows
@@ -165,7 +173,21 @@ class Stepper:
         for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
             reached = [found.reached.get(i, True) for i in pack.positions]
             self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
+        self._before.forget(trained.states)
+        if not found.is_tested:
+            self._before.keep(self._packs, iteration.start, trained.states)
         return found, layers
+
+    def take_back(self, trained: Trained) -> bool:
+        """Takes back the step before, if it was not tested, after an iteration that has raised :class:`NoStep`.
+
+        Returns:
+            Whether there was one.
+        """
+        if self._can_go_back:
+            with torch.no_grad():
+                self._before.put_back(self._packs, trained.states)
+        return self._can_go_back
 
     def _search(
         self,
@@ -184,13 +206,15 @@ class Stepper:
 
         propose = self._proposal(adjoint, trained, iteration)
         assert adjoint.loss is not None
+        maximise = None if self._gauss_seidel else iteration.maximise_
+        on_first_candidate = on_first if places else None
         search = Search(
-            iteration, propose, adjoint.trial, augmentation, options, self._reduction, on_first if places else None
+            iteration, maximise, propose, adjoint.trial, augmentation, options, self._reduction, on_first_candidate
         )
         found = search.run(adjoint.loss, adjoint.resolution)
         if not places:
             return found, None
-        last = first if found.trials == 1 else self._terms(iteration, places, found.epsilon)
+        last = first if found.trials <= 1 else self._terms(iteration, places, found.epsilon)
         return found, {n: LayerReport(first[n].hamiltonian, first[n].gain, last[n].gain) for n in places}
 
     def _terms(
@@ -223,7 +247,7 @@ class Stepper:
     def _make_iteration(self, adjoint: AdjointPass, trained: Trained, regularizer: Regularizer) -> Iteration:
         regularized = trained.regularized_positions
         packs = self._packs_of(trained, regularized)
-        unreached = [i for i, state in enumerate(trained.states) if not state] if self._metric.remembers else []
+        unreached = self._metric.unreached(trained.states)
         low = contested(regularizer, regularized) if unreached else set()
         gradients = [_dense(p.grad) for p in trained.parameters.values()]
         known = self._reduction.reached([gradients[i] for i in unreached]) if unreached else None
@@ -252,6 +276,7 @@ class Stepper:
     def forget(self) -> None:
         """Lets go of what is kept between iterations for speed alone."""
         self._metric.repack()
+        self._before.reset()
         self._packs, self._packed = [], None
 
     def _checks(self, trained: Trained) -> list[TrueHamiltonian]:
@@ -318,7 +343,7 @@ def _needs_inputs(layer: Layer) -> bool:
 
 
 def _may_be_of_weights(error: BaseException) -> bool:
-    return isinstance(error, Exception) and not isinstance(error, (NotFinite, ProcessError))
+    return isinstance(error, Exception) and not isinstance(error, (NoStep, ProcessError))
 
 
 def _looks_affine(layer: Layer, boundaries: Boundaries) -> bool | None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.augmentation import Augmentation, Trial
 from lightning_bsqh.method.history import History
 from lightning_bsqh.method.metric import Metric
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.report import LayerReport
-from lightning_bsqh.method.search import Found, NotFinite, SearchOptions
+from lightning_bsqh.method.search import Found, NoStep, SearchOptions, WentAstray
 from lightning_bsqh.method.stepper import Stepper, Trained
+from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.sweeps.base import AdjointPass
 
@@ -26,15 +27,22 @@ class Training:
         metric: D.
         regularization: R over the training.
         augmentation: The rule for ε.
+        schedule: Tells which iterations are tested by a trial.
     """
 
     def __init__(
-        self, stepper: Stepper, metric: Metric, regularization: Regularization, augmentation: Augmentation
+        self,
+        stepper: Stepper,
+        metric: Metric,
+        regularization: Regularization,
+        augmentation: Augmentation,
+        schedule: TrialSchedule,
     ) -> None:
         self.stepper = stepper
         self.metric = metric
         self.regularization = regularization
         self.augmentation = augmentation
+        self.schedule = schedule
         self.history = History()
         #: What the last iteration did to each layer, by name; None unless it was recorded, or if it was skipped.
         self.last_layers: dict[str, LayerReport] | None = None
@@ -74,7 +82,11 @@ class Training:
         if adjoint.loss is None:
             return None, self._skip(math.nan, counted=False)
         marks, largest = self.regularization.marks(), self.metric.largest_gradient(trained.dtype)
-        options = SearchOptions(eta, max_trials, self.progress, largest)
+        now = self.schedule
+        options = SearchOptions(
+            eta, max_trials, self.progress, largest, now.is_due, now.stands_for, loss_limit=now.loss_limit
+        )
+        epsilon = self.augmentation.epsilon
         try:
             regularizer = self.regularization.begin(trained.regularized_names, self.history.iterations)
             if trained.shards is not None:
@@ -85,12 +97,24 @@ class Training:
         except BaseException as error:
             held.enter_context(uninterrupted())
             self.regularization.go_back_to(marks)
-            if not isinstance(error, NotFinite):
+            if not isinstance(error, NoStep):
                 raise
             self._check_first(error.loss)
             adjoint.undo()
-            return None, self._skip(error.loss, counted=True)
+            return None, self._leave_out(trained, error)
+        moved = math.log(self.augmentation.epsilon / epsilon)
+        self.schedule.observe(found, self.history.iterations, moved)
         return found, self.history.record(found)
+
+    def _leave_out(self, trained: Trained, error: NoStep) -> str | None:
+        """A batch that there is no step on; the step before it is taken back if it was not tested."""
+        if self.stepper.take_back(trained):
+            self.history.take_back()
+            # As a rejected trial, of which no curvature is known.
+            epsilon = self.augmentation.epsilon_at(self.progress)
+            self.augmentation.observe(Trial(epsilon, math.inf, 0.0, 0.0, False, False, 0.0))
+        self.schedule.start_anew()
+        return self._skip(error.loss, counted=not isinstance(error, WentAstray))
 
     def _check_first(self, loss: float) -> None:
         if not self.history.has_begun and not math.isfinite(loss):
@@ -107,6 +131,7 @@ class Training:
             "rule": type(self.augmentation).__name__,
             **self.history.state_dict(),
             "augmentation": self.augmentation.state_dict(),
+            "trial_schedule": self.schedule.state_dict(),
             **self.regularization.state_dict(),
         }
 
@@ -120,4 +145,5 @@ class Training:
         self.stepper.forget()
         self.history.load_state_dict(state)
         self.augmentation = rule
+        self.schedule.load_state_dict(state.get("trial_schedule", {}))
         self.regularization.load_state_dict(state, self.history.iterations)

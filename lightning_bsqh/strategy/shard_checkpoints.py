@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from lightning_bsqh.network.sharding import is_sharded
+from lightning_bsqh.optimizer_rows import with_tensors
 
 #: All that is no tensor of the parameters' shapes; Lightning's own folders have it under the same name.
 _REST = "meta.pt"
-_MEAN = "mean_square"
 
 
 def is_folder(path: Path) -> bool:
@@ -32,7 +32,7 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
         path: The folder.
     """
     states = checkpoint.get("optimizer_states", [])
-    tensors = {"state_dict": checkpoint["state_dict"], **_means(states)}
+    tensors = {"state_dict": checkpoint["state_dict"], **_tensors(states)}
     if dist.get_rank() == 0 and path.is_file():
         path.unlink()
     path.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
     if dist.get_rank() == 0:
         rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
         beside = path / f".{_REST}.part"
-        torch.save({**rest, "optimizer_states": [_without_means(state) for state in states]}, beside)
+        torch.save({**rest, "optimizer_states": [with_tensors(state, _nothing) for state in states]}, beside)
         beside.replace(path / _REST)
     dist.barrier()
 
@@ -64,9 +64,8 @@ def load_folder(path: Path, module: nn.Module, parameters: Sequence[Sequence[Ten
     states = checkpoint.get("optimizer_states", [])
     for state, own in zip(states, parameters, strict=False):
         for i, entry in state["state"].items():
-            if _MEAN in entry:
-                entry[_MEAN] = torch.zeros_like(own[i])
-    tensors = {"state_dict": get_model_state_dict(module), **_means(states[: len(parameters)])}
+            entry.update({name: torch.zeros_like(own[i]) for name, value in entry.items() if value is None})
+    tensors = {"state_dict": get_model_state_dict(module), **_tensors(states[: len(parameters)])}
     dcp.load(tensors, checkpoint_id=path)
     return {**checkpoint, "state_dict": tensors["state_dict"]}
 
@@ -77,30 +76,30 @@ def load_weights(module: nn.Module, state: dict[str, Any], strict: bool) -> None
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=whole, strict=strict))
 
 
-def with_whole_means(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with whole tensors on the CPU in the first process, one after the other; without elsewhere.
+def with_whole_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with whole tensors on the CPU in the first process, one after the other; None elsewhere.
 
     Args:
         state: With sharded tensors; all processes have to call.
     """
-    entries = {i: dict(entry) for i, entry in state["state"].items()}
-    for entry in entries.values():
-        if _MEAN in entry:
-            whole = entry[_MEAN].full_tensor()
-            entry[_MEAN] = whole.cpu() if dist.get_rank() == 0 else None
-    return {**state, "state": entries}
+
+    def whole(_: int, __: str, sharded: Any) -> Tensor | None:
+        full = sharded.full_tensor()
+        return full.cpu() if dist.get_rank() == 0 else None
+
+    return with_tensors(state, whole)
 
 
-def _means(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _tensors(states: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """The tensors in the states, by keys of their own."""
     return {
-        f"optimizer_{k}.{_MEAN}.{i}": entry[_MEAN]
+        f"optimizer_{k}.{i}.{name}": value
         for k, state in enumerate(states)
         for i, entry in state["state"].items()
-        if _MEAN in entry
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
     }
 
 
-def _without_means(state: dict[str, Any]) -> dict[str, Any]:
-    entries = {i: {**entry, _MEAN: None} if _MEAN in entry else entry for i, entry in state["state"].items()}
-    return {**state, "state": entries}
+def _nothing(*_: Any) -> None:
+    """Marks the place of a tensor."""

@@ -31,7 +31,7 @@ from lightning_bsqh.strategy.shard_checkpoints import (
     load_folder,
     load_weights,
     save_folder,
-    with_whole_means,
+    with_whole_tensors,
 )
 from lightning_bsqh.strategy.together import NoBatch, Together
 from lightning_bsqh.trainer_access import averages_weights, callbacks_of
@@ -172,7 +172,7 @@ class Sharded(Together, _WithoutItsOptimizers):
     @override
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         state = super().optimizer_state(optimizer)
-        return state if self._save_distributed_checkpoint else with_whole_means(state)
+        return state if self._save_distributed_checkpoint else with_whole_tensors(state)
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:

@@ -61,6 +61,7 @@ class BSQHStrategy(DevicesStrategy):
         metric: ``"rms"`` or ``"euclidean"``.
         eta: η ≥ 0 of the acceptance test.
         max_trials: Largest number of trial sweeps per batch.
+        trial_every: 1 tests every step by a trial sweep; ``"auto"`` or a larger integer tests more rarely in calm.
         regularize: Name patterns of the layers and parameters that R acts on; None takes all weights. Not together
             with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations. None asks the Trainer.
@@ -108,6 +109,7 @@ class BSQHStrategy(DevicesStrategy):
         metric: str = "rms",
         eta: float = 1e-4,
         max_trials: int = 6,
+        trial_every: int | str = 1,
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
         layers: LayerChoice = "leaf",

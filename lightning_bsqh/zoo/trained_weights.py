@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,11 @@ def _shape(value: Any) -> torch.Size | None:
 def _read(file: str | Path) -> Mapping[str, Any]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, IsADirectoryError) as error:
-        raise ValueError(f"weights={str(file)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Bytes that are no weights raise whatever they lead the reader to.
+        raise ValueError(f"weights={str(file)!r} cannot be read as weights that torch.save has written.") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping):
         raise ValueError(f"weights={str(file)!r} holds no state_dict: save network.state_dict() by torch.save.")

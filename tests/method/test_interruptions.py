@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import lightning_bsqh
-from lightning_bsqh import BSQHOptimizer, Cardinality
+from lightning_bsqh import L0, BSQHOptimizer, Cardinality
+from lightning_bsqh.method import trial_schedule
 from lightning_bsqh.network.silence import is_silent
 from lightning_bsqh.network.uninterrupted import uninterrupted
 
@@ -71,7 +72,8 @@ def state_of(net: Net, optimizer: BSQHOptimizer) -> list[Any]:
     """All that a step may change."""
     tensors = [t.clone() for t in (*net.state_dict().values(), torch.get_rng_state())]
     own = copy.deepcopy(optimizer.state_dict())
-    memory = [entry.get("mean_square", torch.zeros(0)) for entry in own.pop("state").values()]
+    entries = own.pop("state").values()
+    memory = [entry.get(name, torch.zeros(0)) for entry in entries for name in ("mean_square", "before")]
     return [*tensors, *memory, own, list(net.seen), random.getstate()]
 
 
@@ -82,11 +84,12 @@ def same(first: list[Any], second: list[Any]) -> bool:
 
 
 def make(options: dict[str, Any]) -> tuple[Net, BSQHOptimizer, Callable[[], Any]]:
-    """A training after two steps, always the same, and what does the third."""
+    """A training after two steps, or before one that is not tested, always the same, and what does the next one."""
     torch.manual_seed(0)
     random.seed(0)
     net = Net()
-    optimizer = BSQHOptimizer(net, regularizer=Cardinality(0.5), total_steps=8, **options)
+    options = {"regularizer": Cardinality(0.5), "total_steps": 8, **options}
+    optimizer = BSQHOptimizer(net, **options)
     x, y = torch.randn(12, 4), torch.randn(12, 1)
 
     def step() -> Any:
@@ -98,13 +101,21 @@ def make(options: dict[str, Any]) -> tuple[Net, BSQHOptimizer, Callable[[], Any]
 
     step()
     step()
+    while optimizer.options.trial_every != 1 and optimizer._training.schedule.is_due:
+        step()
     return net, optimizer, step
+
+
+@pytest.fixture(autouse=True)
+def calm_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_schedule, "FIRST", 0)
 
 
 MODES: dict[str, dict[str, Any]] = {
     "jacobi": {},
     "first trials rejected": {"epsilon": 1e-4},
     "gauss-seidel": {"sweep": "gauss-seidel"},
+    "untested": {"regularizer": L0(rho=0.0), "epsilon": 500.0, "trial_every": "auto", "total_steps": None},
     "full batch": {"batch_mode": "full", "count_samples": lambda part: 6},
 }
 

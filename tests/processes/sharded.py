@@ -97,6 +97,7 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
     "starts at zero": {"module": StartsAtZero, "augmentation": CURVATURE()},
     "starts at zero, L0": {"module": StartsAtZero, "regularizer": L0(rho=1e-4), "augmentation": CURVATURE()},
     "validated": {"module": Validated, "augmentation": CURVATURE()},
+    "untested steps": {"trial_every": "auto", "regularizer": L0(rho=1e-4)},
     "euclidean": {"metric": "euclidean"},
     "backtracking": {"augmentation": BACKTRACKING(), "regularizer": L0(rho=1e-3)},
     "L0": {"regularizer": L0(rho=1e-3), "augmentation": CURVATURE()},
@@ -123,7 +124,7 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
 }
 # The rest with `make test-all`.
 _ALWAYS = ("as it comes", "odd rows", "starts at zero", "backtracking", "L0, euclidean", "L1", "L2", "outputs")
-_ALWAYS += ("validated", "cardinality", "cardinality by layer, euclidean")
+_ALWAYS += ("validated", "untested steps", "cardinality", "cardinality by layer, euclidean")
 #: Those that are tested now.
 TESTED = list(TRAJECTORIES) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
 

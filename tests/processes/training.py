@@ -53,7 +53,7 @@ class Recorder(L.Callback):
         self.points.append(torch.cat([whole(p.detach()).flatten() for p in pl_module.parameters()]))
         self.buffers.append(torch.cat([torch.zeros(1), *(b.detach().flatten() for b in pl_module.buffers())]))
         epsilon = optimizer.augmentation.epsilon
-        self.reports.append((*(v if v == v else None for v in vars(report).values()), epsilon))
+        self.reports.append((*(v if v == v else -1.0 for v in vars(report).values()), epsilon))
 
     def result(self) -> dict[str, Any]:
         return {"points": torch.stack(self.points), "buffers": torch.stack(self.buffers), "reports": self.reports}

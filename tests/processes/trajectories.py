@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "true K, full batch": {**_FULL, "module": lambda: Classes(bent_network()), "max_epochs": 10},
     "checkpointed": {"module": Checkpointed},
     "unfrozen later": {"module": Thawing},
+    "untested steps": {"trial_every": "auto", "max_steps": 100},
     "static graph": {"static_graph": True},
     "accumulated": {"accumulate_grad_batches": 2, "augmentation": CURVATURE()},
     "accumulated, backtracking": {"accumulate_grad_batches": 3, "augmentation": BACKTRACKING()},
@@ -84,6 +85,7 @@ OPTIONS |= {
 # Every sweep once, in the time that there is; all with `make test-all`.
 _ALWAYS: tuple[str, ...] = (
     "as it comes",
+    "untested steps",
     "jacobi, backtracking",
     "gauss-seidel, backtracking",
     "full batch, backtracking",

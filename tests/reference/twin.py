@@ -431,7 +431,13 @@ class Twin:
     eta: float = 1e-4
     max_trials: int = 6
     total: int | None = None
+    trial_every: int = 1
     step_count: int = 0
+    interval: int = 1
+    untested: int = 0
+    before: list | None = None
+    mean_loss: float | None = None
+    spread: float = math.inf
     mean_square: list = field(default_factory=list)
     updates: list = field(default_factory=list)
 
@@ -456,8 +462,28 @@ class Twin:
             return 1.0
         return min(2 / (1 + math.cos(math.pi * self.step_count / self.total)), 1000.0)
 
+    def _average(self, loss):
+        if self.mean_loss is None:
+            self.mean_loss, self.spread = loss, abs(loss)
+        self.spread = 0.95 * self.spread + 0.05 * abs(loss - self.mean_loss)
+        self.mean_loss = 0.95 * self.mean_loss + 0.05 * loss
+
     def step(self, loss_and_gradient):
         loss, gradient = loss_and_gradient(self.u)  # ∇L_B = −G
+        if self.before is not None and loss > self.mean_loss + abs(self.mean_loss) + 10 * self.spread:
+            self.u, self.before, self.interval, self.untested = self.before, None, 1, 0
+            self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan)
+            epsilon = self.rule.epsilon * self._raise()
+            self.step_count += 1
+            return {
+                "accepted": False,
+                "trials": 0,
+                "too_long": False,
+                "epsilon": epsilon,
+                "tau": 0.0,
+                "loss_decrease": 0.0,
+                "back": True,
+            }
         d = self._metric(gradient)
         w = [a.copy() for a in self.u]
         reg, idx, k = self.regularizer, self.regularized, self.step_count
@@ -468,6 +494,25 @@ class Twin:
         compared = 0
         too_long = False
         length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
+        start, first_loss, rule_epsilon = [a.copy() for a in w], loss, self.rule.epsilon
+        epsilon = self.rule.epsilon * self._raise()
+        calm = not tightened and self.rule.for_length(epsilon, length) <= epsilon
+        if self.untested + 1 < self.interval and calm:
+            z = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
+            for i, a in zip(idx, reg.prox([z[i] for i in idx], [d[i] for i in idx], epsilon, k), strict=True):
+                z[i] = a
+            self.u, self.before, self.untested = z, start, self.untested + 1
+            self._average(loss)
+            self.step_count += 1
+            tau = sum((di * (c - wi) ** 2).sum() for c, wi, di in zip(z, w, d, strict=True))
+            return {
+                "accepted": True,
+                "trials": 0,
+                "too_long": False,
+                "epsilon": epsilon,
+                "tau": tau,
+                "loss_decrease": math.nan,
+            }
         while not accepted and compared < self.max_trials:
             trials, compared = trials + 1, compared + 1
             epsilon = max(self.rule.epsilon * self._raise(), least)
@@ -501,7 +546,13 @@ class Twin:
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
-            self.rule.observe(accepted, change, slope, tau, tightened, length)
+            for _ in range(self.untested + 1 if accepted and trials == 1 else 1):
+                self.rule.observe(accepted, change, slope, tau, tightened, length)
+        self._average(first_loss)
+        calm = accepted and trials == 1 and not tightened and self.step_count >= 50
+        calm = calm and abs(math.log(self.rule.epsilon / rule_epsilon)) <= 0.04 * (self.untested + 1)
+        self.interval = min(2 * self.interval, self.trial_every) if calm else 1
+        self.untested, self.before = 0, None
         self.u = candidate if accepted else w
         self.step_count += 1
         return {
