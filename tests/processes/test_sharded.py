@@ -11,8 +11,9 @@ import torch
 
 from tests.problems import smooth_network
 from tests.processes.pair import run_pair
-from tests.processes.sharded import REFUSED, STEPS, TESTED, checkpoint, monitored, trajectory
+from tests.processes.sharded import STEPS, TESTED, checkpoint, monitored, trajectory
 from tests.processes.test_trajectories import assert_alike, assert_follows
+from tests.processes.unshardable import REFUSED
 
 Both = list[dict[str, Any]]
 
@@ -21,7 +22,7 @@ Both = list[dict[str, Any]]
 def test_follows_one_process(both: Both, name: str, tmp_path: Path) -> None:
     assert_alike(both, f"sharded, {name}")
     two, one = both[0][f"sharded, {name}"], trajectory(tmp_path, name, devices=1)
-    assert len(one["points"]) == STEPS
+    assert len(one["points"]) >= STEPS
     tries = [(theirs[7], ours[7]) for ours, theirs in zip(two["reports"], one["reports"], strict=True)]
     # One process tries again, by the tensors, if the best over all in one vector would empty one; pieces never do.
     assert all(theirs >= ours for theirs, ours in tries)
@@ -46,8 +47,9 @@ def test_the_trajectories_are_of_use(both: Both) -> None:
 def test_a_checkpoint_goes_on_bit_by_bit(both: Both, name: str) -> None:
     for results in both:
         whole, resumed = results[f"sharded {name}, whole"], results[f"sharded {name}, second"]
-        assert torch.equal(whole["points"][8:], resumed["points"])
-        assert whole["reports"][8:] == resumed["reports"]
+        assert torch.equal(whole["points"][-8:], resumed["points"])
+        assert whole["reports"][-8:] == resumed["reports"]
+        assert results[f"sharded {name}, first"]["remembered"] == ["before", "mean_square", "updates"]
     assert_alike(both, f"sharded {name}, second")
 
 
