@@ -18,6 +18,8 @@ class RelativeStep(Augmentation):
     that are far too long, and the curvature along a short step forbids longer ones that would do well. The share of the
     weights by which a network can move is much the same for all, whatever its width, its depth and its scale; a
     rejection raises ε nevertheless, by 10 % at least and a factor of two at most, as the curvature along the step asks.
+    Noise makes weights grow, and longer steps more noise; so ε does not fall below the ``growth``-th part of what the
+    first gradient asked for.
 
     The start is ten times larger, so that no network is shaken before D has seen some batches; every accepted trial
     halves ε until the share is reached. Then ln ε covers the part ``smoothing`` of its distance per accepted trial,
@@ -32,6 +34,7 @@ class RelativeStep(Augmentation):
     Args:
         epsilon: Start ε⁰ > 0. None takes ten times the ε that the first gradient asks for.
         step: The share of ‖w‖, > 0.
+        growth: By what factor steps may become longer as the weights grow, at least 1.
         memory: Decay in [0, 1) of the running averages per batch.
         smoothing: Part in (0, 1] of the distance that one accepted trial covers.
         fall: Largest decrease of ln ε by one accepted trial, > 0.
@@ -49,7 +52,8 @@ class RelativeStep(Augmentation):
     def __init__(
         self,
         epsilon: float | None = None,
-        step: float = 0.1,
+        step: float = 0.125,
+        growth: float = 4.0,
         memory: float = 0.9,
         smoothing: float = 0.05,
         fall: float = 0.05,
@@ -61,13 +65,15 @@ class RelativeStep(Augmentation):
     ) -> None:
         super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
         self.step = number("step", step, low=0.0, open_low=True)
+        self.growth = number("growth", growth, low=1.0)
         self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
         self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
         self.fall = number("fall", fall, low=0.0, open_low=True)
         self.rise = number("rise", rise, low=0.0, open_low=True)
         self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
         self._usual = UsualLength(self.outlier, self.memory)
-        # The running average of ‖G/D‖/‖w‖; None before the first step.
+        # ‖G/D‖/‖w‖ of the first step and its running average; None before the first step.
+        self._first: float | None = None
         self._relative: float | None = None
         # Whether the start is left to the first gradient.
         self._is_open = epsilon is None
@@ -96,9 +102,10 @@ class RelativeStep(Augmentation):
         self._usual.observe(trial.length)
         # Without gradient, or with all weights zero, there is nothing to go by.
         if 0.0 < trial.relative < math.inf:
-            usual = trial.relative if self._relative is None else self._relative
-            self._relative = self.memory * usual + (1.0 - self.memory) * trial.relative
-            self._follow(self._relative / (2.0 * self.step))
+            if self._first is None or self._relative is None:
+                self._first = self._relative = trial.relative
+            self._relative = self.memory * self._relative + (1.0 - self.memory) * trial.relative
+            self._follow(max(self._relative, self._first / self.growth) / (2.0 * self.step))
 
     def _follow(self, target: float) -> None:
         if not self._settled:
@@ -110,12 +117,12 @@ class RelativeStep(Augmentation):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = {"relative": self._relative, "length": self._usual.length, "settled": self._settled}
-        return {**super().state_dict(), **own}
+        own = {"first": self._first, "relative": self._relative, "length": self._usual.length}
+        return {**super().state_dict(), **own, "settled": self._settled}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._relative = state.get("relative")
+        self._first, self._relative = state.get("first"), state.get("relative")
         self._usual.length = state.get("length")
         self._settled = bool(state.get("settled", True))

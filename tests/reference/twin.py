@@ -424,17 +424,18 @@ def for_length(rule, epsilon, length):
 
 @dataclass
 class RelativeTwin:
-    """A plain step is a tenth of the weights long."""
+    """A plain step is an eighth of the weights long."""
 
     epsilon: float
     starts_open: bool = True
     settled: bool = False
     outlier: float = 10.0
     length: float | None = None
+    first: float | None = None
     relative: float | None = None
 
     def for_length(self, epsilon, length, relative):
-        wanted = relative / 0.2
+        wanted = relative / 0.25
         if self.relative is None and self.starts_open:
             return max(for_length(self, epsilon, length), 10 * wanted)
         return max(for_length(self, epsilon, length), wanted if wanted > 2 * epsilon else 0.0)
@@ -450,8 +451,9 @@ class RelativeTwin:
             return
         usual = length if self.length is None else self.length
         self.length = 0.9 * usual + 0.1 * min(length, 10 * usual)
+        self.first = relative if self.first is None else self.first
         self.relative = relative if self.relative is None else 0.9 * self.relative + 0.1 * relative
-        target = self.relative / 0.2
+        target = max(self.relative, self.first / 4) / 0.25
         if not self.settled:
             self.settled = target >= self.epsilon / 2
             self.epsilon = max(target, self.epsilon / 2)
