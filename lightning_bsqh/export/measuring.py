@@ -92,6 +92,11 @@ def table(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] 
         columns: Measurements by heading.
         metrics: Further rows by name, each with a value by heading, or without.
     """
+    return aligned(table_rows(columns, metrics))
+
+
+def table_rows(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] | None = None) -> list[list[str]]:
+    """The cells of :func:`table`, the heading first."""
     values = list(columns.values())
     lines = [["", *columns, "ratio" if len(columns) > 1 else ""]]
     for name, (attribute, style) in ROWS.items():
@@ -100,6 +105,11 @@ def table(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] 
         lines.append([name, *(format(value, style) for value in row), ratio])
     for name, by_heading in (metrics or {}).items():
         lines.append([name, *(f"{by_heading[h]:.4f}" if h in by_heading else "" for h in columns), ""])
+    return lines
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ("  ".join([f"{line[0]:<{widths[0]}}", *map(str.rjust, line[1:], widths[1:])]) for line in lines)
     return "\n".join(line.rstrip() for line in text)

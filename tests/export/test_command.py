@@ -13,7 +13,9 @@ pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
 from lightning_bsqh.export import load_sparse, resized
+from lightning_bsqh.export.before_after import KEPT, before_after, keep, read_kept
 from lightning_bsqh.export.command import main
+from lightning_bsqh.export.measuring import aligned
 from lightning_bsqh.export.run_folder import example_inputs, load_run, metrics_of_test
 from lightning_bsqh.zoo import ImageClassifier, SmallLeNet
 from tests.export.shrinking.made_networks import zero_out
@@ -70,6 +72,30 @@ def test_only_prints_without_an_output(run_folder: Path, capsys) -> None:
     main([str(run_folder)])
     assert "38,282" in capsys.readouterr().out
     assert sorted(run_folder.rglob("*")) == before
+
+
+def test_keeps_the_table_for_the_report(run_folder: Path, capsys) -> None:
+    main([str(run_folder), "--shrink", "--keep-table"])
+    rows = read_kept(run_folder)
+    assert aligned(rows) in capsys.readouterr().out
+    assert rows[0] == ["", "trained", "shrunk", "ratio"]
+    again = before_after(run_folder, seconds=0.05)
+    times = [row[0] for row in rows].index("milliseconds")
+    assert rows[:times] + rows[times + 1 :] == again[:times] + again[times + 1 :]
+    keep(again, run_folder)
+    assert read_kept(run_folder) == again
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "", '"', ",trained\nragged\n", ",trained\n" + "x,y\n" * 10_000, "\x00"]
+)
+def test_a_file_of_another_kind_is_no_table_and_is_kept(run_folder: Path, capsys, content: str) -> None:
+    (run_folder / KEPT).write_text(content, encoding="utf-8")
+    assert read_kept(run_folder) == []
+    with pytest.raises(SystemExit):
+        main([str(run_folder), "--keep-table"])
+    assert "is no table of lightning-bsqh" in capsys.readouterr().err
+    assert (run_folder / KEPT).read_text(encoding="utf-8") == content
 
 
 def test_bad_arguments_end_with_a_sentence(run_folder: Path, tmp_path: Path, capsys) -> None:
