@@ -30,6 +30,9 @@ def finished_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         check_free(path, overwrite)
+        with temporary.open("rb+") as file:
+            # Else the name might be there after a power cut, and the content not.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ pytest.importorskip("jsonargparse")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-from lightning_bsqh.export import load_sparse, resized
+from lightning_bsqh.export import load_sparse, resized, save_sparse
 from lightning_bsqh.export.before_after import KEPT, before_after, keep, read_kept
 from lightning_bsqh.export.command import main
 from lightning_bsqh.export.measuring import aligned
@@ -57,6 +57,19 @@ def test_shrinks_and_writes_a_sparse_file(run_folder: Path, tmp_path: Path, caps
     x = torch.rand(3, 1, 8, 8)
     assert torch.allclose(loaded.model(x), small(x), atol=1e-5)
     assert metrics_of_test(loaded, small).keys() == {"test_loss", "test_accuracy"}
+
+
+def test_a_checkpoint_may_be_a_sparse_file(run_folder: Path, capsys) -> None:
+    loaded = load_run(run_folder)
+    loaded.checkpoint.unlink()
+    file = loaded.checkpoint.with_suffix(".safetensors")
+    save_sparse(loaded.model, file)
+    again = load_run(run_folder)
+    assert again.checkpoint == file
+    assert all(torch.equal(p, q) for p, q in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="cannot be read as a sparse network"):
+        load_run(run_folder)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
@@ -121,6 +134,13 @@ def test_bad_arguments_end_with_a_sentence(run_folder: Path, tmp_path: Path, cap
 class Evil:
     def __reduce__(self) -> Any:
         return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04 torn", b"\x80\x02."])
+def test_bytes_that_are_no_checkpoint(run_folder: Path, content: bytes) -> None:
+    (run_folder / "checkpoints" / "best.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"best\.ckpt cannot be read as a checkpoint"):
+        load_run(run_folder)
 
 
 def test_nothing_in_a_checkpoint_is_executed(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
