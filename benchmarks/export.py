@@ -5,8 +5,8 @@
 Trains by the recipes (digits_lenet5, mnist_lenet5_groups, cifar10_resnet8_groups), reads the run folders as
 lightning-bsqh export does, and prints three tables for each: trained against shrunk and accelerated, for one image and
 for a batch of 64; the bytes of a sparse file at 90, 95 and 98 % zeros; what accelerate tried. The last lines, of three
-rounds, also tell what accelerate gives the network without zeros, which is not theirs. A run that lies in the output
-folder already is not trained again. Networks whose data are missing are left out, by name.
+rounds, have ONNX Runtime, too, and what a network without zeros gains, which is not the zeros' doing. A run that lies
+in the output folder already is not trained again. Networks whose data are missing are left out, by name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import argparse
 import copy
 import logging
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from lightning_bsqh.export import accelerate, load_sparse, measure, save_sparse, shrink, shrink_report, table
+from lightning_bsqh.export import accelerate, load_sparse, measure, save_sparse, shrink, shrink_report, table, to_onnx
 from lightning_bsqh.export.measuring import latencies
 from lightning_bsqh.export.run_folder import Run, example_inputs, load_run, metrics_of_test
 from lightning_bsqh.zoo import LeNet5, SmallLeNet
@@ -55,15 +57,29 @@ def compare(run: Run, batch_size: int, seconds: float) -> str:
     for heading, network in {"trained": None, "shrunk": small}.items():
         for name, value in metrics_of_test(run, network).items():
             metrics.setdefault(name, {})[heading] = value
-    dense = accelerate(shrink(_filled(run.model), inputs), inputs, seconds / 5)
-    rounds = [latencies([run.model, dense.network, fast.network], inputs, seconds / 3) for _ in range(3)]
     lines = [f"batches of {batch_size}", table(columns, metrics), "", "accelerate, after shrink:", str(fast)]
-    lines += [
-        f"trained → shrunk and accelerated: {trained:.3f} → {both:.3f} ms ({trained / both:.2f} x);"
-        f" without zeros, accelerated: {alone:.3f} ms ({trained / alone:.2f} x)"
-        for trained, alone, both in rounds
-    ]
+    filled = shrink(_filled(run.model), inputs)
+    ways: dict[str, Callable[..., Any]] = {"trained": run.model, "shrunk": small, "shrunk, accelerated": fast.network}
+    ways["no zeros, accelerated"] = accelerate(filled, inputs, seconds / 5).network
+    ways |= {f"{name}, ONNX Runtime": _onnx(net, inputs) for name, net in (("no zeros", filled), ("shrunk", small))}
+    lines += ["", "milliseconds, and how many times less than trained, in three rounds:"]
+    rounds = [latencies(list(ways.values()), inputs, seconds) for _ in range(3)]
+    for i, name in enumerate(ways):
+        lines.append(f"{name:<24}" + "".join(f"{times[i]:>10.3f} ({times[0] / times[i]:.2f} x)" for times in rounds))
     return "\n".join(lines)
+
+
+def _onnx(network: nn.Module, inputs: tuple[Any, ...]) -> Callable[..., Any]:
+    """Runs a network by ONNX Runtime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        file = to_onnx(network, inputs, Path(folder) / "network.onnx").path.read_bytes()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (name,) = (node.name for node in session.get_inputs())
+    return lambda x: session.run(None, {name: x.numpy()})
 
 
 def _filled(model: nn.Module) -> nn.Module:

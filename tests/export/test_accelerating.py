@@ -11,8 +11,9 @@ from lightning_bsqh.export.accelerating import trying as module
 from lightning_bsqh.export.accelerating import whole
 from lightning_bsqh.export.accelerating.fusing import fuse_norms
 from lightning_bsqh.export.accelerating.in_place import in_place
-from lightning_bsqh.export.accelerating.kernels import candidates
+from lightning_bsqh.export.accelerating.kernels import candidates, is_two_of_four
 from lightning_bsqh.export.accelerating.memory_format import channels_last
+from lightning_bsqh.regularizers import NM
 from lightning_bsqh.zoo import ResNet8
 from tests.export.shrinking.made_networks import as_after_training, networks
 
@@ -127,6 +128,32 @@ def test_measured_for_real_it_gives_the_same() -> None:
     assert network.training
     assert not result.network.training
     assert result.milliseconds[1] <= result.milliseconds[0]
+
+
+def two_of_four(rows: int, columns: int) -> nn.Linear:
+    layer = nn.Linear(columns, rows)
+    NM(2, 4, ramp=(0.0, 0.0)).project_([layer.weight.detach()], [1.0])
+    return layer
+
+
+def test_what_sparse_tensor_cores_take() -> None:
+    layer = two_of_four(6, 8)
+    assert is_two_of_four(layer.weight)
+    assert not is_two_of_four(nn.Linear(8, 6).weight)
+    assert not is_two_of_four(torch.zeros(2, 6))
+    assert "two of four" not in candidates(layer), "they are CUDA's"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="sparse tensor cores are those of a CUDA device")
+def test_two_of_four_on_cuda() -> None:
+    layer = two_of_four(256, 512).half().cuda()
+    x = torch.randn(64, 512, device="cuda", dtype=torch.float16)
+    result = accelerate(nn.Sequential(layer), x, seconds=0.05)
+    (tried,) = result.layers
+    assert "two of four" in tried.milliseconds or "two of four" in tried.failed
+    assert torch.allclose(result.network(x), layer(x), atol=1e-2)
+    if "two of four" in tried.milliseconds:
+        assert torch.allclose(candidates(layer)["two of four"](layer)(x), layer(x), atol=1e-2)
 
 
 def test_bad_input() -> None:
