@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.export.comparison import as_inputs, evaluating
+from lightning_bsqh.export.comparison import as_inputs, evaluating, outputs_of
 from lightning_bsqh.export.sparse_file import sparse_bytes
 
 
@@ -58,10 +58,15 @@ def measure(models: Sequence[nn.Module], example_inputs: Any, seconds: float = 2
         seconds: How long to time, in all, > 0.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        TypeError: If one of ``models`` is no network.
+        ValueError: If an argument is out of its range, ``models`` is empty, or one does not run on the inputs.
         ModuleNotFoundError: If safetensors is not installed.
     """
     inputs = as_inputs(example_inputs)
+    if not models:
+        raise ValueError("models must hold at least one network, got none.")
+    for model in models:
+        outputs_of(model, inputs)
     times = latencies(models, inputs, seconds)
     return [_measure(model, inputs, milliseconds) for model, milliseconds in zip(models, times, strict=True)]
 

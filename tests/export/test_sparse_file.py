@@ -140,6 +140,7 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
         ({"": torch.ones(2)}, ValueError, "no name"),
         ({"a": torch.zeros(999), "a:values": torch.ones(2)}, ValueError, "rename"),
         ({"a": 3}, TypeError, "no tensor"),
+        (3, TypeError, "nn.Module or a state_dict, got int"),
         ({"a": torch.eye(3).to_sparse()}, TypeError, "strided"),
         ({"a": torch.ones(2, device="meta")}, TypeError, "strided"),
         ({"a": torch.zeros(2, dtype=torch.uint8).view(torch.bits8)}, TypeError, "dtype"),
