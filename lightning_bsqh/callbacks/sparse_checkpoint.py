@@ -25,11 +25,11 @@ class SparseCheckpoint(ModelCheckpoint):
             of the regularizer (its constraint in its last form) or of a MagnitudePruning, or 0 where there is none.
         sparse_file: Whether it keeps the weights alone, without the optimizer and without their zeros, in files for
             ``lightning_bsqh.export.load_sparse`` that end with ``.safetensors``. ``Trainer.test(ckpt_path="best")``
-            reads them; a training cannot be resumed from them.
+            reads them; a training cannot be resumed from them. ``save_weights_only`` does not matter then.
         **options: The arguments of ModelCheckpoint.
 
     Raises:
-        ValueError: If ``sparsity`` is out of its range, or ``sparse_file`` is to hold more than weights.
+        ValueError: If ``sparsity`` is out of its range.
         ModuleNotFoundError: If ``sparse_file`` is asked for and safetensors is not installed.
     """
 
@@ -37,13 +37,11 @@ class SparseCheckpoint(ModelCheckpoint):
         super().__init__(**options)
         self.sparse_file = sparse_file
         if sparse_file:
-            self._keep_weights_alone(options.get("save_weights_only"))
+            self._keep_weights_alone()
         self._triggered_by_batches = bool(options.get("every_n_train_steps") or options.get("train_time_interval"))
         self.sparsity = None if sparsity is None else number("sparsity", sparsity, low=0.0, high=1.0)
 
-    def _keep_weights_alone(self, save_weights_only: bool | None) -> None:
-        if save_weights_only is False:
-            raise ValueError("save_weights_only=False and sparse_file=True: a sparse file holds weights only.")
+    def _keep_weights_alone(self) -> None:
         # Before the training, not at the first checkpoint.
         if importlib.util.find_spec("safetensors") is None:
             raise ModuleNotFoundError('sparse_file=True needs safetensors: pip install "lightning-bsqh[export]"')

@@ -146,9 +146,17 @@ def test_a_sparse_file_that_breaks_off_leaves_the_earlier_one(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_from_a_configuration_which_gives_every_default() -> None:
+    pytest.importorskip("safetensors")
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.Callback, "callback")
+    arguments = {"class_path": "lightning_bsqh.callbacks.SparseCheckpoint", "init_args": {"sparse_file": True}}
+    made = parser.instantiate_classes(parser.parse_object({"callback": arguments})).callback
+    assert (made.sparse_file, made.save_weights_only, made.FILE_EXTENSION) == (True, True, ".safetensors")
+
+
 def test_sparse_files_are_refused_before_the_training(monkeypatch) -> None:
-    with pytest.raises(ValueError, match="holds weights only"):
-        SparseCheckpoint(sparse_file=True, save_weights_only=False)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ModuleNotFoundError, match=r"lightning-bsqh\[export\]"):
         SparseCheckpoint(sparse_file=True)
