@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,13 @@ def test_half_precision_and_dense_weights_are_never_larger(tmp_path: Path) -> No
     size = save_sparse(model, tmp_path / "dense")
     assert size < 4 * 10_100 + 400
     assert save_sparse(sparse(model, 0.9).half(), tmp_path / "half") < 2 * 10_100 / 2.5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of this kind")
+def test_a_file_may_be_read_by_whom_any_file_may(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    save_sparse(nn.Linear(2, 2), tmp_path / "x")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
