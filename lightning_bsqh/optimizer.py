@@ -243,6 +243,17 @@ class BSQHOptimizer(torch.optim.Optimizer):
         """
         self._training.regularization.lengthen(self.iterations, total_steps)
 
+    def learn_uses(self, uses: Mapping[str, int]) -> None:
+        """Tells a regularizer such as ``Budget`` how often the weights are used, which the strategy sees in a forward.
+
+        Args:
+            uses: Multiply-adds of one weight for one sample by the parameters' full names, each at least 1.
+
+        Raises:
+            ValueError: If a regularised tensor is missing.
+        """
+        self._training.regularization.learn_uses(uses)
+
     def expect_length(self, known: bool) -> None:
         """Chooses the default regularizer by whether the length is known or will be; one given by the user stays."""
         self._training.regularization.expect_length(known)
