@@ -132,7 +132,8 @@ class Counter(pl.Callback):
         return found[-1] if found else None
 
     def waits_per_trial(self) -> float:
-        return statistics.mean(c.waits / max(t, 1) for c, t in zip(self.steps[2:], self.trials[2:], strict=True))
+        """Waits by trial sweeps: those at candidates, and at the projection that some are compared with."""
+        return statistics.mean(c.waits / max(c.by_name["nll_loss_forward"] - 1, 1) for c in self.steps[2:])
 
 
 def reading(counter: Counter) -> Any:

@@ -47,7 +47,8 @@ class BSQHOptimizer(torch.optim.Optimizer):
         regularizer: R with its factor; or several by name patterns as in ``regularize``, such as
             ``{"conv*": GroupL0(rho=1e-3), "fc*": Cardinality()}``: R then acts on what the patterns claim and on
             nothing else. None takes ``Cardinality()`` if ``total_steps`` is known and ``L0()`` if not.
-        augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
+        augmentation: The rule for ε. None takes ``RelativeStep()``, in full-batch mode ``Curvature()``. Copied, so that
+            it can be used again.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
@@ -249,6 +250,17 @@ class BSQHOptimizer(torch.optim.Optimizer):
             total_steps: Length in iterations, at least 1.
         """
         self._training.regularization.lengthen(self.iterations, total_steps)
+
+    def learn_uses(self, uses: Mapping[str, int]) -> None:
+        """Tells a regularizer such as ``Budget`` how often the weights are used, which the strategy sees in a forward.
+
+        Args:
+            uses: Multiply-adds of one weight for one sample by the parameters' full names, each at least 1.
+
+        Raises:
+            ValueError: If a regularised tensor is missing.
+        """
+        self._training.regularization.learn_uses(uses)
 
     def expect_length(self, known: bool) -> None:
         """Chooses the default regularizer by whether the length is known or will be; one given by the user stays."""

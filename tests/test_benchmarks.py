@@ -108,3 +108,9 @@ def test_monitors_take_a_part_of_the_step(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(FOLDER))
     own, step = load("monitors").measure(every=2, steps=4)
     assert 0.0 < own < step
+
+
+def test_openvino_is_asked_for_by_name(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    assert load("openvino_sparse").main(["--zeros", "0.5"]) == 1
+    assert "pip install openvino nncf" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from lightning_bsqh import (
     GroupL0,
     LHalf,
     LTwoThirds,
+    RelativeStep,
 )
 from tests.problems import cross_entropy, data, smooth_network
 from tests.reference.twin import (
@@ -34,6 +35,7 @@ from tests.reference.twin import (
     Ramp,
     RampOfRows,
     RampWithL2,
+    RelativeTwin,
     Twin,
 )
 
@@ -67,10 +69,13 @@ REGULARIZERS = {
     ),
 }
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
-DEFAULT = ("rms", "curvature")
+DEFAULT = (("rms", "relative"), ("rms", "curvature"))
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
 RULES = {
     "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
+    "relative": lambda e: (RelativeStep(epsilon=e), RelativeTwin(e, starts_open=False)),
+    # Started at the metric's default, if the first gradient does not ask for more.
+    "open": lambda e: (RelativeStep(), RelativeTwin(e)),
     "curvature": lambda e: (Curvature(epsilon=e, floor=0.2), CurvatureTwin(e, floor=0.2)),
 }
 
@@ -78,9 +83,9 @@ RULES = {
 #: All, those of the default rule and metric with both starts; the rest is for make test-all.
 CASES = [
     pytest.param(
-        name, metric, rule, start, marks=() if start == "small" or (metric, rule) == DEFAULT else pytest.mark.slow
+        name, metric, rule, start, marks=() if start == "small" or (metric, rule) in DEFAULT else pytest.mark.slow
     )
-    for rule in RULES
+    for rule in ("backtracking", "curvature", "relative")
     for metric in STARTS
     for name in REGULARIZERS
     for start in ("small", "large")
@@ -90,6 +95,12 @@ CASES = [
 @pytest.mark.parametrize(("name", "metric", "rule", "start"), CASES)
 def test_same_trajectory_as_the_twin(name: str, metric: str, rule: str, start: str) -> None:
     compare(smooth_network(), name, metric, rule, STARTS[metric][start])
+
+
+@pytest.mark.parametrize("metric", ["rms", "euclidean"])
+@pytest.mark.parametrize("name", ["l0", "cardinality", "box, l half", "by name"])
+def test_a_start_that_is_left_to_the_first_gradient(name: str, metric: str) -> None:
+    compare(smooth_network(), name, metric, "open", 62.5 if metric == "rms" else 5.0)
 
 
 @pytest.mark.parametrize("name", ["l0", "cardinality", "cardinality per layer", "rows"])

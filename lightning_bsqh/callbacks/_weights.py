@@ -35,6 +35,10 @@ class OutputPositions:
             handle.remove()
         self._handles = []
 
+    def of(self, weight: Tensor) -> float:
+        """At how many positions per sample a weight was used; 0 if that has not been seen."""
+        return self._positions.get(id(weight), 0.0)
+
     def share(self, weights: Iterable[Tensor]) -> float | None:
         """The share of multiply-adds with weights that are not zero; None if no layer has been seen."""
         if self._positions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
+from lightning_bsqh.callbacks._sparse_files import EXTENSION, SparseFileIO
 from lightning_bsqh.callbacks._target import is_as_sparse_as, is_at_target
 from lightning_bsqh.namespace import ModelCheckpoint, pl, rank_zero_warn
 from lightning_bsqh.network.sharding import is_sharded
@@ -22,16 +24,43 @@ class SparseCheckpoint(ModelCheckpoint):
     Args:
         sparsity: Share of exact zeros that a checkpoint must have, in [0, 1]. None takes the target
             of the regularizer (its constraint in its last form) or of a MagnitudePruning, or 0 where there is none.
+        sparse_file: Whether it keeps the weights alone, without the optimizer and without their zeros, in files for
+            ``lightning_bsqh.export.load_sparse`` that end with ``.safetensors``. ``Trainer.test(ckpt_path="best")``
+            reads them; a training cannot be resumed from them. ``save_weights_only`` does not matter then.
         **options: The arguments of ModelCheckpoint.
 
     Raises:
         ValueError: If ``sparsity`` is out of its range.
+        ModuleNotFoundError: If ``sparse_file`` is asked for and safetensors is not installed.
     """
 
-    def __init__(self, sparsity: float | None = None, **options: Any) -> None:
+    def __init__(self, sparsity: float | None = None, sparse_file: bool = False, **options: Any) -> None:
         super().__init__(**options)
+        self.sparse_file = sparse_file
+        if sparse_file:
+            self._keep_weights_alone()
         self._triggered_by_batches = bool(options.get("every_n_train_steps") or options.get("train_time_interval"))
         self.sparsity = None if sparsity is None else number("sparsity", sparsity, low=0.0, high=1.0)
+
+    def _keep_weights_alone(self) -> None:
+        # Before the training, not at the first checkpoint.
+        if importlib.util.find_spec("safetensors") is None:
+            raise ModuleNotFoundError('sparse_file=True needs safetensors: pip install "lightning-bsqh[export]"')
+        self.save_weights_only = True
+        self.FILE_EXTENSION = EXTENSION
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.sparse_file and not isinstance(trainer.strategy.checkpoint_io, SparseFileIO):
+            trainer.strategy.checkpoint_io = SparseFileIO(trainer.strategy.checkpoint_io)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        io = trainer.strategy.checkpoint_io
+        if self.sparse_file and isinstance(io, SparseFileIO):
+            trainer.strategy.checkpoint_io = io.others
+        super().teardown(trainer, pl_module, stage)
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:

@@ -20,6 +20,8 @@ from lightning_bsqh.callbacks._weights import count_zeros, layer_weights
 from lightning_bsqh.cli.lightning_cli import BSQHCLI
 from lightning_bsqh.cli.log_config import plain_config, save_beside
 from lightning_bsqh.cli.recipes import recipe_path
+from lightning_bsqh.export.before_after import KEPT, before_after, keep
+from lightning_bsqh.export.measuring import aligned
 from lightning_bsqh.namespace import FABRIC, NAME, CSVLogger, Logger, RichProgressBar, RichProgressBarTheme, pl
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.report import write_report
@@ -31,6 +33,8 @@ _RECIPE = "digits_lenet5"
 _NEEDED = ("rich", "sklearn")
 # Says whose folder it is; without it nothing in a folder is touched.
 _MARK = ".lightning-bsqh-demo"
+# Seconds; a forward of this network takes a fraction of a millisecond.
+_TIMED = 0.5
 _Callback = TypeVar("_Callback", bound=pl.Callback)
 
 
@@ -47,6 +51,7 @@ class DemoResult:
         epsilon: ε of the last trial.
         seconds: Duration of the training.
         files: Where the results lie, by what they are.
+        table: Rows of the table that ``lightning-bsqh export --shrink`` prints; none without safetensors.
     """
 
     test_accuracy: float
@@ -57,6 +62,7 @@ class DemoResult:
     epsilon: float
     seconds: float
     files: dict[str, Path]
+    table: list[list[str]]
 
     @property
     def sparsity(self) -> float:
@@ -125,6 +131,9 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
     files = {"metrics": Path(csv_logger.log_dir) / "metrics.csv", "checkpoint": Path(checkpoint)}
     if wandb_logger is not None:
         files["W&B offline run"] = _finish_wandb()
+    # The settings, for the report and to repeat the run.
+    save_beside(output / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+    exported = _exported(output)
     return DemoResult(
         test_accuracy=metrics["test_accuracy"],
         zeros=count_zeros(weights),
@@ -133,7 +142,8 @@ def run_demo(output: Path, seed: int = 0, epochs: int | None = None, progress_ba
         skipped=optimizer.skipped,
         epsilon=report.epsilon,
         seconds=seconds,
-        files=files | _report(cli, output),
+        files=files | _report(output),
+        table=exported,
     )
 
 
@@ -149,7 +159,7 @@ def _claim(output: Path) -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     mark.write_text("Made by `lightning-bsqh demo`, which replaces what it has left here.\n", encoding="utf-8")
-    for name in ("config.yaml", "report.html"):
+    for name in ("config.yaml", "report.html", KEPT):
         # Also a link, which would be followed.
         (output / name).unlink(missing_ok=True)
 
@@ -171,9 +181,19 @@ def _only(trainer: pl.Trainer, kind: type[_Callback]) -> _Callback:
     return callback
 
 
-def _report(cli: BSQHCLI, output: Path) -> dict[str, Path]:
-    # The settings, for the report and to repeat the run.
-    save_beside(output / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
+def _exported(output: Path) -> list[list[str]]:
+    if importlib.util.find_spec("safetensors") is None:
+        print(
+            "safetensors is not installed, so sizes before and after are left out (to have them:"
+            ' pip install "lightning-bsqh[export]").'
+        )
+        return []
+    rows = before_after(output, _TIMED)
+    keep(rows, output)
+    return rows
+
+
+def _report(output: Path) -> dict[str, Path]:
     if importlib.util.find_spec("plotly") is None:
         print(
             'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
@@ -211,6 +231,11 @@ def print_result(result: DemoResult, seed: int) -> None:
         print(f"The report shows all of it. {how_to_open(result.files['report'])}")
     if "W&B offline run" in result.files:
         print(f"To upload the W&B run: wandb sync {shlex.quote(str(result.files['W&B offline run']))}")
+    if result.table:
+        folder = shlex.quote(str(result.files["metrics"].parent))
+        print(
+            f"\nWithout its zeros (lightning-bsqh export {folder} --shrink; docs/export.md):\n{aligned(result.table)}"
+        )
 
 
 class _ProgressBar(RichProgressBar):

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_bsqh.export.before_after import compare, keep
 from lightning_bsqh.export.finished_file import check_free
-from lightning_bsqh.export.measuring import measure, table
-from lightning_bsqh.export.run_folder import Run, example_inputs, load_run, metrics_of_test
+from lightning_bsqh.export.measuring import aligned
+from lightning_bsqh.export.run_folder import example_inputs, load_run
 from lightning_bsqh.export.runtimes import to_onnx, to_pt2
 from lightning_bsqh.export.shrinking import shrink, shrink_report
 from lightning_bsqh.export.sparse_file import save_sparse
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=("safetensors", "onnx", "pt2"), default=None, help="the kind of file to write")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--keep-table", action="store_true", help="keep the table in RUN_FOLDER, for its report")
     parser.add_argument("--checkpoint", type=Path, default=None, metavar="FILE", help="default: best, or the newest")
     parser.add_argument("--batch-size", type=_positive, default=1, help="samples per timed forward (default: 1)")
     parser.add_argument("--threads", type=_positive, default=1, help="threads of torch (default: 1)")
@@ -86,36 +88,12 @@ def _run(options: argparse.Namespace) -> None:
     network = shrink(loaded.model, example_inputs(loaded, max(2, options.batch_size))) if options.shrink else None
     if network is not None:
         print(shrink_report(network), end="\n\n")
-    print(_comparison(loaded, network, inputs))
+    rows = compare(loaded, network, inputs)
+    print(aligned(rows))
     if options.output is not None:
         print(_write(options, loaded.model if network is None else network, inputs))
-
-
-def _comparison(loaded: Run, network: nn.Module | None, inputs: tuple[Any, ...]) -> str:
-    trained = _Forward(loaded.model)
-    networks: dict[str, nn.Module] = {"trained": trained} | ({} if network is None else {"shrunk": network})
-    columns = dict(zip(networks, measure(list(networks.values()), inputs), strict=True))
-    metrics: dict[str, dict[str, float]] = {}
-    for heading in networks:
-        for name, value in metrics_of_test(loaded, network if heading == "shrunk" else None).items():
-            metrics.setdefault(name, {})[heading] = value
-    return table(columns, metrics)
-
-
-class _Forward(nn.Module):
-    """A module's forward with what it uses, and without its metrics: a LightningModule has more than a network."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        for name, child in module.named_children():
-            if any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
-                self.add_module(name, child)
-        for name, parameter in module.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        self._module = [module]
-
-    def forward(self, *inputs: Any) -> Any:
-        return self._module[0](*inputs)
+    if options.keep_table:
+        print(f"table  {keep(rows, options.folder)}")
 
 
 def _write(options: argparse.Namespace, network: nn.Module, inputs: tuple[Any, ...]) -> str:

@@ -17,11 +17,16 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     """The arguments of a forward: a tuple or list as it is, anything else as the only one.
 
     Raises:
-        ValueError: If there is no tensor among them.
+        ValueError: If there is no tensor among them, or none with an element: nothing could be compared.
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     if not any(isinstance(value, Tensor) for value in inputs):
         raise ValueError(f"example_inputs must be a tensor or a tuple with at least one, got {inputs!r:.80}.")
+    if not any(value.numel() for value in inputs if isinstance(value, Tensor)):
+        shapes = [tuple(value.shape) for value in inputs if isinstance(value, Tensor)]
+        raise ValueError(
+            f"example_inputs must hold at least one sample to compare outputs on, got the shapes {shapes}."
+        )
     return inputs
 
 
@@ -42,8 +47,11 @@ def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The tensors that a model gives, in evaluation mode.
 
     Raises:
+        TypeError: If the model is none.
         ValueError: If the model does not run on the inputs.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}.")
     with evaluating(model):
         try:
             return list(_tensors(model(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))))

@@ -28,8 +28,15 @@ def finished_file(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     check_free(path, overwrite)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # safetensors makes files that others of the group cannot read, whatever the umask allows.
+        temporary.chmod(mode)
         check_free(path, overwrite)
+        with temporary.open("rb+") as file:
+            # Else the name might be there after a power cut, and the content not.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.export.comparison import as_inputs, evaluating
+from lightning_bsqh.export.comparison import as_inputs, evaluating, outputs_of
 from lightning_bsqh.export.sparse_file import sparse_bytes
 
 
@@ -58,10 +58,15 @@ def measure(models: Sequence[nn.Module], example_inputs: Any, seconds: float = 2
         seconds: How long to time, in all, > 0.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        TypeError: If one of ``models`` is no network.
+        ValueError: If an argument is out of its range, ``models`` is empty, or one does not run on the inputs.
         ModuleNotFoundError: If safetensors is not installed.
     """
     inputs = as_inputs(example_inputs)
+    if not models:
+        raise ValueError("models must hold at least one network, got none.")
+    for model in models:
+        outputs_of(model, inputs)
     times = latencies(models, inputs, seconds)
     return [_measure(model, inputs, milliseconds) for model, milliseconds in zip(models, times, strict=True)]
 
@@ -92,6 +97,11 @@ def table(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] 
         columns: Measurements by heading.
         metrics: Further rows by name, each with a value by heading, or without.
     """
+    return aligned(table_rows(columns, metrics))
+
+
+def table_rows(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] | None = None) -> list[list[str]]:
+    """The cells of :func:`table`, the heading first."""
     values = list(columns.values())
     lines = [["", *columns, "ratio" if len(columns) > 1 else ""]]
     for name, (attribute, style) in ROWS.items():
@@ -100,6 +110,11 @@ def table(columns: dict[str, Measurement], metrics: dict[str, dict[str, float]] 
         lines.append([name, *(format(value, style) for value in row), ratio])
     for name, by_heading in (metrics or {}).items():
         lines.append([name, *(f"{by_heading[h]:.4f}" if h in by_heading else "" for h in columns), ""])
+    return lines
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, the first column to the left, the others to the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ("  ".join([f"{line[0]:<{widths[0]}}", *map(str.rjust, line[1:], widths[1:])]) for line in lines)
     return "\n".join(line.rstrip() for line in text)

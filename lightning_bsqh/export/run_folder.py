@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_bsqh.export.comparison import as_inputs
+from lightning_bsqh.export.sparse_file import load_sparse
 from lightning_bsqh.namespace import is_overridden, pl
 
 
@@ -139,18 +139,20 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _find_checkpoint(folder: Path) -> Path:
-    found = sorted(folder.rglob("*.ckpt"), key=lambda path: (path.stem.startswith("best"), path.stat().st_mtime))
-    if not found:
-        raise ValueError(f"There is no checkpoint (*.ckpt) below {folder}: name one.")
-    return found[-1]
+    files = [path for kind in ("*.ckpt", "*.safetensors") for path in folder.rglob(kind)]
+    if not files:
+        raise ValueError(f"There is no checkpoint (*.ckpt, *.safetensors) below {folder}: name one.")
+    return max(files, key=lambda path: (path.stem.startswith("best"), path.stat().st_mtime))
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"There is no checkpoint {path}.")
+    if path.suffix == ".safetensors":
+        return load_sparse(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # bytes that are no checkpoint raise whatever they lead torch's reader to
         raise ValueError(f"{path} cannot be read as a checkpoint without executing what it holds: {error}") from error
     return state
 

@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,12 @@ def _write(inputs: tuple[Tensor, ...], file: Path, write: Callable[..., None]) -
     try:
         write(inputs, None, file)
     except Exception as error:
-        raise ValueError(f"The model cannot be exported: {error}") from error
+        # Its message goes on for pages, and that of torch.onnx hides the reason.
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"The model cannot be exported: {reason} (torch.export must be able to trace its forward, without control"
+            " flow that depends on values)."
+        ) from error
     return True
 
 
@@ -175,7 +180,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Of what it cannot trace torch.export prints the graph.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -51,7 +51,7 @@ def save_sparse(model: nn.Module | Mapping[str, Tensor], path: str | Path, *, ov
         The number of bytes of the file.
 
     Raises:
-        TypeError: If an entry is no tensor, or has a dtype or layout that cannot be stored.
+        TypeError: If ``model`` is neither, or an entry is no tensor, or has a dtype or layout that cannot be stored.
         ValueError: If a name could be taken for a path, or two names meet in the file.
         FileExistsError: If the file exists and ``overwrite`` is false.
         ModuleNotFoundError: If safetensors is not installed.
@@ -102,7 +102,10 @@ def sparse_bytes(model: nn.Module | Mapping[str, Tensor]) -> int:
 
 
 def _state(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return model.state_dict() if isinstance(model, nn.Module) else model
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    if not isinstance(state, Mapping):
+        raise TypeError(f"model must be an nn.Module or a state_dict, got {type(model).__name__}.")
+    return state
 
 
 def encode(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -26,6 +26,7 @@ class Trial:
             thresholding, and its curvature says little about the smooth part.
         resolution: The rounding error of the loss; what lies below it is noise.
         length: Σ G²/(4D), which is ε²τ of the step without a regulariser: a measure of the gradient.
+        relative: ‖G/D‖/‖w‖ over all weights: 2ε times the length of that step, as a share of that of the weights.
     """
 
     epsilon: float
@@ -36,6 +37,7 @@ class Trial:
     tightened: bool
     resolution: float
     length: float = math.nan
+    relative: float = math.nan
 
     @property
     def curvature(self) -> float | None:
@@ -60,6 +62,42 @@ class CosineRaise:
         """The factor at ``progress`` in [0, 1]."""
         share = 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
         return min(1.0 / share, self.limit) if share > 0.0 else self.limit
+
+
+class UsualLength:
+    """How long gradients usually are, in Σ G²/(4D), and the ε for one that is far longer.
+
+    Args:
+        outlier: How many times as long as usual a step may be; None sets no limit.
+        memory: Decay of the running average per batch.
+    """
+
+    def __init__(self, outlier: float | None, memory: float) -> None:
+        self.outlier, self.memory = outlier, memory
+        #: The running average; None before the first step.
+        self.length: float | None = None
+
+    def epsilon_for(self, epsilon: float, length: float) -> float:
+        """``epsilon``, or the larger one with which the step is just as long as it may be."""
+        if not self.length or self.outlier is None or not math.isfinite(length):
+            return epsilon
+        return max(epsilon, math.sqrt(length / (self.outlier * self.length)) * epsilon)
+
+    def observe(self, length: float) -> None:
+        """Takes note of the gradient of an accepted step."""
+        if not math.isfinite(length):
+            return
+        usual = length if self.length is None else self.length
+        # An outlier that was not let through for all its length shall not become usual for all of it either.
+        counted = length if self.outlier is None else min(length, self.outlier * usual)
+        self.length = self.memory * usual + (1.0 - self.memory) * counted
+
+
+def raised(epsilon: float, trial: Trial, safety: float) -> float:
+    """ε after a rejected trial: what its own curvature asks for, but 10 % more at least and twice as much at most."""
+    own = trial.curvature
+    target = math.inf if own is None else safety * own / 2.0
+    return min(max(target, 1.1 * epsilon), 2.0 * epsilon)
 
 
 class Augmentation(ABC):
@@ -123,7 +161,7 @@ class Augmentation(ABC):
             return self.epsilon
         return min(self.epsilon * self.schedule(progress), self.epsilon_max)
 
-    def epsilon_for(self, epsilon: float, length: float) -> float:
+    def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
         """ε to try instead of ``epsilon``, at least as large, now that the length of the gradient is known.
 
         Here ``epsilon`` itself. If it is larger, the candidate made with ``epsilon`` is not looked at.
@@ -131,6 +169,7 @@ class Augmentation(ABC):
         Args:
             epsilon: What :meth:`epsilon_at` gave.
             length: Σ G²/(4D), which is ε²τ of the step without a regulariser, whatever ε is.
+            relative: ‖G/D‖/‖w‖, 2ε times the length of that step as a share of that of the weights.
         """
         return epsilon
 
@@ -238,8 +277,7 @@ class Curvature(Augmentation):
         self._tau = 0.0
         # Whether ε has been near its target once: from then on it falls slowly.
         self._settled = False
-        # The running average of Σ G²/(4D).
-        self._length: float | None = None
+        self._usual = UsualLength(self.outlier, self.memory)
 
     @override
     def prepare(self, default_epsilon: float, default_floor: float) -> None:
@@ -249,19 +287,15 @@ class Curvature(Augmentation):
         self.epsilon = max(self.epsilon, self.floor)
 
     @override
-    def epsilon_for(self, epsilon: float, length: float) -> float:
-        if not self._length or self.outlier is None or not math.isfinite(length):
-            return epsilon
-        return max(epsilon, min(math.sqrt(length / (self.outlier * self._length)) * epsilon, self.epsilon_max))
+    def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
+        return min(self._usual.epsilon_for(epsilon, length), max(epsilon, self.epsilon_max))
 
     @override
     def observe(self, trial: Trial) -> None:
-        if trial.accepted and math.isfinite(trial.length):
-            self._average_length(trial.length)
+        if trial.accepted:
+            self._usual.observe(trial.length)
         if not trial.accepted:
-            own = trial.curvature
-            target = math.inf if own is None else self.safety * own / 2.0
-            self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
+            self.epsilon = raised(self.epsilon, trial, self.safety)
         elif not trial.tightened:
             if trial.curvature is not None:
                 self._average(trial)
@@ -269,12 +303,6 @@ class Curvature(Augmentation):
             elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
                 # So short a step that its second order drowns in rounding, of which it is no more than once.
                 self._follow(max(self.safety * trial.resolution / trial.tau, self.floor or 0.0), only_bound=True)
-
-    def _average_length(self, length: float) -> None:
-        usual = length if self._length is None else self._length
-        # An outlier that was not let through for all its length shall not become usual for all of it either.
-        counted = length if self.outlier is None else min(length, self.outlier * usual)
-        self._length = self.memory * usual + (1.0 - self.memory) * counted
 
     def _follow(self, target: float, only_bound: bool = False) -> None:
         """Moves ε towards a target, or halves it if it is far above the target's bound."""
@@ -293,8 +321,8 @@ class Curvature(Augmentation):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = {"second_order": self._second_order, "tau": self._tau, "settled": self._settled, "length": self._length}
-        return {**super().state_dict(), **own}
+        own = {"second_order": self._second_order, "tau": self._tau, "settled": self._settled}
+        return {**super().state_dict(), **own, "length": self._usual.length}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -302,4 +330,4 @@ class Curvature(Augmentation):
         self._second_order = float(state.get("second_order", 0.0))
         self._tau = float(state.get("tau", 0.0))
         self._settled = bool(state.get("settled", True))
-        self._length = state.get("length")
+        self._usual.length = state.get("length")

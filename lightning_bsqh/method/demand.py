@@ -41,6 +41,11 @@ class Demand:
         if name not in self._order:
             self._order.append(name)
 
+    @property
+    def order(self) -> list[str]:
+        """The names in the order in which R knows them."""
+        return list(self._order)
+
     def begin(self, names: Sequence[str], step: int, total_steps: int | None) -> None:
         """Notices who has come and gone; called once before iteration ``step`` (from 0).
 

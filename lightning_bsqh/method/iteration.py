@@ -91,8 +91,9 @@ class Iteration:
     def scalars(self) -> dict[str, Tensor | float]:
         """What has to be read of w and G, by name, once there is a candidate.
 
-        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``peak`` the largest |G|; ``admitted`` whether w
-        satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time.
+        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``direction`` ‖G/D‖² and ``weights`` ‖w‖²;
+        ``peak`` the largest |G|; ``admitted`` whether w satisfies the constraint; ``reached/<position>`` whether a
+        gradient reaches a parameter for the first time.
         """
         return {"admitted": self.admitted, "enough": self._enough, **self._of_gradient}
 
@@ -125,7 +126,12 @@ class Iteration:
     def _look_at(self, directions: Sequence[Tensor]) -> None:
         lengths = [torch.dot(g, s) for g, s in zip(self.slopes, directions, strict=True)]
         peaks = [torch.linalg.vector_norm(g, math.inf) for g in self.slopes if g.numel()]
-        self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
+        self._of_gradient = {
+            "length": _total(lengths) * 0.25,
+            "direction": _total([torch.dot(s, s) for s in directions]),
+            "weights": _total([torch.dot(w, w) for w in self.start]),
+            "peak": _largest(peaks),
+        }
         for i in self._unreached:
             self._of_gradient[f"reached/{i}"] = self._reaches(i)
 

@@ -61,8 +61,21 @@ class Regularization:
         """R on these tensors as at the end of the training."""
         return self._demand.in_full(self.regularizer, names)
 
+    def learn_uses(self, uses: Mapping[str, int]) -> None:
+        """Takes the multiply-adds of one weight of each tensor; raises ValueError if a tensor of R is missing."""
+        order = self._demand.order
+        unknown = [name for name in order if name not in uses]
+        if unknown:
+            raise ValueError(
+                f"{self.regularizer!r} needs to know how often {', '.join(unknown[:3])} is used, which only layers that"
+                " are Linear or convolutions tell: leave it out of regularize, or give with_costs([...]) yourself."
+            )
+        self.regularizer = self.regularizer.with_costs([uses[name] for name in order])
+
     def is_met_by(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether these weights satisfy the constraint in full, as at the end of its ramp."""
+        if self.regularizer.needs_costs:
+            return False  # Nothing has been seen yet.
         return bool(self.in_full(list(weights)).admits([w.detach() for w in weights.values()]))
 
     def lengthen(self, step: int, total_steps: int) -> None:

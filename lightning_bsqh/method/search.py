@@ -144,7 +144,7 @@ class Search:
         self._on_first = on_first
         self._projected = False
         self._least = 0.0
-        self._length = math.nan
+        self._length = self._relative = math.nan
         self._resolution = 0.0
 
     def run(self, loss: Tensor, resolution: float) -> Found:
@@ -169,7 +169,7 @@ class Search:
                 self._iteration.take_apart()
                 found.taken_apart = True
                 change = self._attempt(found, epsilon, loss, resolution)
-            raised = self._augmentation.epsilon_for(epsilon, self._length)
+            raised = self._augmentation.epsilon_for(epsilon, self._length, self._relative)
             if raised > epsilon:
                 # The batch's gradient is far longer than usual: this candidate is not even looked at.
                 change = self._attempt(found, raised, loss, resolution)
@@ -205,7 +205,7 @@ class Search:
             found.leaves_enough
             and not found.tightened
             and not found.candidate.was_thrown_away
-            and self._augmentation.epsilon_for(epsilon, self._length) <= epsilon
+            and self._augmentation.epsilon_for(epsilon, self._length, self._relative) <= epsilon
         )
         found.change = math.nan if found.accepted else math.inf
         return found.accepted
@@ -233,6 +233,7 @@ class Search:
         found.candidate = Candidate.read_from(values)
         found.leaves_enough = bool(values["enough"])
         self._length = values["length"]
+        self._relative = math.sqrt(values["direction"] / values["weights"]) if values["weights"] > 0.0 else math.inf
 
     def _start(self, found: Found, values: dict[str, float], epsilon: float, resolution: float) -> None:
         found.loss = found.base_loss = values["loss"]
@@ -263,6 +264,7 @@ class Search:
             found.tightened,
             self._resolution,
             self._length,
+            self._relative,
         )
         # The untested steps before it would have shown much the same.
         for _ in range(self._options.stands_for if found.accepted and found.trials == 1 else 1):

@@ -35,7 +35,8 @@ class Budget(SupportConstraint):
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range; when used, if the costs are not known (:meth:`with_costs`).
+        ValueError: If an option is out of its range; when used, if the costs are not known: the strategy counts them in
+            the first forward; without a Trainer, :meth:`with_costs` tells them.
     """
 
     def __init__(

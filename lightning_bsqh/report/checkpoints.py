@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_bsqh.export.sparse_file import load_sparse
+
 # Steps that a report can print; a pickle may hold integers of any length.
 _LARGEST_STEP = 2**53
 
@@ -62,7 +64,8 @@ def read_checkpoint(folder: Path, layers: Sequence[str], notes: list[str]) -> Ch
         layers: The layers whose sparsity was logged.
         notes: Gets a sentence about what could not be read.
     """
-    files = [file for file in (*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")) if file.is_file()]
+    places = [f"{below}*.{kind}" for below in ("", "checkpoints/") for kind in ("ckpt", "safetensors")]
+    files = [file for place in places for file in folder.glob(place) if file.is_file()]
     if not files:
         notes.append("There is no checkpoint in the folder, so neither masks nor shapes are shown.")
         return None
@@ -82,6 +85,8 @@ def read_checkpoint(folder: Path, layers: Sequence[str], notes: list[str]) -> Ch
 
 
 def _load(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        return {"state_dict": load_sparse(file)}
     # weights_only: a run folder may be someone else's, and loading it shall run none of their code.
     content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):

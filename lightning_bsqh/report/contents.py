@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lightning_bsqh.export.before_after import read_kept
 from lightning_bsqh.report.charts import layer_keys
 from lightning_bsqh.report.checkpoints import Weights
 from lightning_bsqh.report.masks import Mask, draw_mask
@@ -92,6 +93,12 @@ def _steps(run: Run) -> dict[str, str]:
         step = "" if run.checkpoint_step is None else f", step {run.checkpoint_step:,}"
         said["checkpoint"] = f"{run.checkpoint.relative_to(run.folder)}{step}"
     return said
+
+
+def exports(runs: Sequence[Run]) -> dict[str, list[list[str]]]:
+    """The tables that the command export has left, by run; runs without one are left out."""
+    kept = {run.name: read_kept(run.folder) for run in runs}
+    return {name: rows for name, rows in kept.items() if rows}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lightning_bsqh.namespace import (
     _PATH,
     BaseFinetuning,
     MisconfigurationException,
+    ModelCheckpoint,
     ModelParallelStrategy,
     ParallelStrategy,
     TrainerFn,
@@ -111,6 +112,9 @@ class Sharded(Together, _WithoutItsOptimizers):
         callbacks = callbacks_of(trainer)
         if any(map(averages_weights, callbacks)):
             return "shard='fsdp' and WeightAveraging, which copies the module: leave one of them out"
+        files = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.FILE_EXTENSION != ".ckpt"]
+        if files and self._save_distributed_checkpoint:
+            return f"shard='fsdp' and {files[0].FILE_EXTENSION} files: add save_distributed_checkpoint=False"
         if any(isinstance(c, BaseFinetuning) for c in callbacks):
             return "shard='fsdp' and a callback that unfreezes later: freeze in configure_model, or leave shard out"
         if self._layer_sync is not None:

@@ -40,6 +40,7 @@ from lightning_bsqh.strategy.process_options import ProcessOptions
 from lightning_bsqh.strategy.progress import ProgressMetrics, layer_summary
 from lightning_bsqh.strategy.refusals import put_clipping_aside, refuse_callbacks, refuse_module, refuse_sharded
 from lightning_bsqh.strategy.registration import WAY_OUT, register
+from lightning_bsqh.strategy.uses import counting_uses
 from lightning_bsqh.trainer_access import callbacks_of, is_within_batch, trainer_of
 
 
@@ -56,7 +57,7 @@ class BSQHStrategy(DevicesStrategy):
     Args:
         regularizer: R with its factor, such as ``L0(rho=1e-5)``; or several by name patterns, see
             :class:`~lightning_bsqh.BSQHOptimizer`. None takes ``Cardinality()``.
-        augmentation: The rule for ε. None takes ``Curvature()``.
+        augmentation: The rule for ε. None takes ``RelativeStep()``, in full-batch mode ``Curvature()``.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"``.
         eta: η ≥ 0 of the acceptance test.
@@ -234,7 +235,10 @@ class BSQHStrategy(DevicesStrategy):
         assert self._length is not None
         self._length.follow()
         self._resumption.before_batch(self._trainer.fit_loop.batch_idx)
-        return self._passes.forward((*args, *kwargs.values()), partial(super().training_step, *args, **kwargs))
+        step: Callable[[], Any] = partial(super().training_step, *args, **kwargs)
+        if self._optimizer.regularizer.needs_costs:
+            step = counting_uses(step, self._trainer.lightning_module, self._optimizer, self.broadcast)
+        return self._passes.forward((*args, *kwargs.values()), step)
 
     @override
     def optimizer_step(

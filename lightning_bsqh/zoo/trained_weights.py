@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_bsqh.export.sparse_file import load_sparse
+
 
 def load_weights(network: nn.Module, file: str | Path) -> None:
     """Loads parameters and buffers into a network, all of them or none.
@@ -16,7 +18,7 @@ def load_weights(network: nn.Module, file: str | Path) -> None:
     Args:
         network: The network.
         file: What ``torch.save`` wrote: a ``state_dict`` of the network, or a checkpoint of a LightningModule that
-            keeps it as ``network``.
+            keeps it as ``network``; or what ``lightning_bsqh.export.save_sparse`` wrote, ending with ``.safetensors``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -38,6 +40,8 @@ def _shape(value: Any) -> torch.Size | None:
 
 
 def _read(file: str | Path) -> Mapping[str, Any]:
+    if str(file).endswith(".safetensors"):
+        return load_sparse(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:

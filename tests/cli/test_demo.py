@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("jsonargparse")
 pytest.importorskip("plotly")
 pytest.importorskip("rich")
+pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
 from lightning_bsqh.cli import demo
@@ -53,6 +54,12 @@ def test_trains_tests_and_leaves_its_results(tmp_path, capsys) -> None:
     report = result.files["report"].read_text(encoding="utf-8")
     for text in (f"{100 * result.test_accuracy:.2f} %", "lightning_bsqh.Cardinality", "network.fc2.weight, 10 × 64"):
         assert text in report
+    # The table of lightning-bsqh export: the same network, the same test.
+    cells = {row[0]: row[1:] for row in result.table}
+    assert cells["parameters"][0] == "38,282"
+    assert cells["test_accuracy"][:2] == [f"{result.test_accuracy:.4f}"] * 2
+    for row in result.table[1:]:
+        assert all(f">{cell}</td>" in report for cell in row)
 
 
 @pytest.mark.usefixtures("without_wandb")
@@ -91,6 +98,8 @@ def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> Non
     for name in ("metrics.csv", "checkpoints/best.ckpt", "report.html"):
         assert str(tmp_path / name) in printed
     assert f"Open it in any browser, no network needed: {(tmp_path / 'report.html').as_uri()}" in printed
+    assert f"lightning-bsqh export {tmp_path} --shrink" in printed
+    assert printed.splitlines()[-1].startswith("test_accuracy")
 
 
 @pytest.mark.usefixtures("without_wandb")
@@ -99,6 +108,16 @@ def test_without_plotly_there_is_no_report(tmp_path, monkeypatch, capsys) -> Non
     result = demo.run_demo(tmp_path, epochs=1, progress_bar=False)
     assert "report" not in result.files
     assert 'pip install "lightning-bsqh[report]"' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_wandb")
+def test_without_safetensors_there_is_no_table(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    result = demo.run_demo(tmp_path, epochs=1, progress_bar=False)
+    assert result.table == []
+    assert 'pip install "lightning-bsqh[export]"' in capsys.readouterr().out
+    demo.print_result(result, seed=0)
+    assert "Without its zeros" not in result.files["report"].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--seed", "x"], ["--unknown"]])
@@ -132,7 +151,7 @@ def test_a_folder_with_the_users_files_is_left_alone(tmp_path) -> None:
 def test_a_link_among_an_earlier_demos_files_is_not_followed(tmp_path) -> None:
     (tmp_path / "precious.txt").write_text("precious")
     demo.run_demo(tmp_path / "run", epochs=1, progress_bar=False)
-    for name in ("config.yaml", "report.html"):
+    for name in ("config.yaml", "report.html", "export.csv"):
         (tmp_path / "run" / name).unlink()
         (tmp_path / "run" / name).symlink_to(tmp_path / "precious.txt")
     demo.run_demo(tmp_path / "run", epochs=1, progress_bar=False)

@@ -12,8 +12,10 @@ pytest.importorskip("jsonargparse")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 
-from lightning_bsqh.export import load_sparse, resized
+from lightning_bsqh.export import load_sparse, resized, save_sparse
+from lightning_bsqh.export.before_after import KEPT, before_after, keep, read_kept
 from lightning_bsqh.export.command import main
+from lightning_bsqh.export.measuring import aligned
 from lightning_bsqh.export.run_folder import example_inputs, load_run, metrics_of_test
 from lightning_bsqh.zoo import ImageClassifier, SmallLeNet
 from tests.export.shrinking.made_networks import zero_out
@@ -57,6 +59,19 @@ def test_shrinks_and_writes_a_sparse_file(run_folder: Path, tmp_path: Path, caps
     assert metrics_of_test(loaded, small).keys() == {"test_loss", "test_accuracy"}
 
 
+def test_a_checkpoint_may_be_a_sparse_file(run_folder: Path, capsys) -> None:
+    loaded = load_run(run_folder)
+    loaded.checkpoint.unlink()
+    file = loaded.checkpoint.with_suffix(".safetensors")
+    save_sparse(loaded.model, file)
+    again = load_run(run_folder)
+    assert again.checkpoint == file
+    assert all(torch.equal(p, q) for p, q in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="cannot be read as a sparse network"):
+        load_run(run_folder)
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_writes_for_other_runtimes(run_folder: Path, tmp_path: Path, capsys, kind: str) -> None:
     pytest.importorskip("onnxruntime")
@@ -70,6 +85,30 @@ def test_only_prints_without_an_output(run_folder: Path, capsys) -> None:
     main([str(run_folder)])
     assert "38,282" in capsys.readouterr().out
     assert sorted(run_folder.rglob("*")) == before
+
+
+def test_keeps_the_table_for_the_report(run_folder: Path, capsys) -> None:
+    main([str(run_folder), "--shrink", "--keep-table"])
+    rows = read_kept(run_folder)
+    assert aligned(rows) in capsys.readouterr().out
+    assert rows[0] == ["", "trained", "shrunk", "ratio"]
+    again = before_after(run_folder, seconds=0.05)
+    times = [row[0] for row in rows].index("milliseconds")
+    assert rows[:times] + rows[times + 1 :] == again[:times] + again[times + 1 :]
+    keep(again, run_folder)
+    assert read_kept(run_folder) == again
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "", '"', ",trained\nragged\n", ",trained\n" + "x,y\n" * 10_000, "\x00"]
+)
+def test_a_file_of_another_kind_is_no_table_and_is_kept(run_folder: Path, capsys, content: str) -> None:
+    (run_folder / KEPT).write_text(content, encoding="utf-8")
+    assert read_kept(run_folder) == []
+    with pytest.raises(SystemExit):
+        main([str(run_folder), "--keep-table"])
+    assert "is no table of lightning-bsqh" in capsys.readouterr().err
+    assert (run_folder / KEPT).read_text(encoding="utf-8") == content
 
 
 def test_bad_arguments_end_with_a_sentence(run_folder: Path, tmp_path: Path, capsys) -> None:
@@ -95,6 +134,13 @@ def test_bad_arguments_end_with_a_sentence(run_folder: Path, tmp_path: Path, cap
 class Evil:
     def __reduce__(self) -> Any:
         return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file", b"PK\x03\x04 torn", b"\x80\x02."])
+def test_bytes_that_are_no_checkpoint(run_folder: Path, content: bytes) -> None:
+    (run_folder / "checkpoints" / "best.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"best\.ckpt cannot be read as a checkpoint"):
+        load_run(run_folder)
 
 
 def test_nothing_in_a_checkpoint_is_executed(run_folder: Path, tmp_path: Path, monkeypatch) -> None:

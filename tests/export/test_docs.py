@@ -18,7 +18,8 @@ from lightning_bsqh.export import save_sparse
 from lightning_bsqh.export.command import add_arguments
 from lightning_bsqh.zoo import LeNet5
 
-PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+PATH = Path(__file__).parents[2] / "docs" / "export.md"
+PAGE = PATH.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 
@@ -60,5 +61,10 @@ def test_commands_are_those_of_the_command_line() -> None:
     assert commands
     for command in commands:
         program, name, *arguments = shlex.split(command)
-        assert (program, name) == ("lightning-bsqh", "export")
+        assert program == "lightning-bsqh"
+        if name == "fit":
+            recipe = PATH.parents[1] / arguments[arguments.index("--config") + 1]
+            assert recipe.is_file()
+            continue
+        assert name == "export"
         parser.parse_args(arguments)

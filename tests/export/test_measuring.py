@@ -22,6 +22,12 @@ def test_counts_of_a_small_network() -> None:
     assert network.training
     with pytest.raises(ValueError, match="seconds must lie in"):
         measure([network], torch.randn(5, 1, 4, 4), seconds=0.0)
+    with pytest.raises(ValueError, match="at least one network"):
+        measure([], torch.randn(5, 1, 4, 4))
+    with pytest.raises(ValueError, match="does not run on example_inputs"):
+        measure([network], torch.randn(5, 1, 2, 2))
+    with pytest.raises(TypeError, match=r"must be an nn\.Module"):
+        measure([len], torch.randn(5, 1, 4, 4))
 
 
 def test_table_puts_numbers_side_by_side() -> None:

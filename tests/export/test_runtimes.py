@@ -75,10 +75,12 @@ class Choice(nn.Module):
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(to_onnx, "onnx"), (to_pt2, "pt2")])
-def test_bad_input_leaves_nothing(tmp_path: Path, write, suffix: str, monkeypatch) -> None:
+def test_bad_input_leaves_nothing(tmp_path: Path, write, suffix: str, monkeypatch, capfd) -> None:
     path = tmp_path / f"x.{suffix}"
-    with pytest.raises(ValueError, match="cannot be exported"):
+    with pytest.raises(ValueError, match=r"cannot be exported: .*control flow that depends on values") as error:
         write(Choice(), torch.ones(3), path)
+    assert len(str(error.value).splitlines()) == 1
+    assert "GraphModule" not in "".join(capfd.readouterr()), "no pages of torch's"
     with pytest.raises(ValueError, match="does not run"):
         write(nn.Linear(2, 2), torch.ones(3, 5), path)
     with pytest.raises(ValueError, match="on the CPU"):

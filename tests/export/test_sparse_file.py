@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,13 @@ def test_half_precision_and_dense_weights_are_never_larger(tmp_path: Path) -> No
     assert save_sparse(sparse(model, 0.9).half(), tmp_path / "half") < 2 * 10_100 / 2.5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of this kind")
+def test_a_file_may_be_read_by_whom_any_file_may(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    save_sparse(nn.Linear(2, 2), tmp_path / "x")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("mine")
@@ -140,6 +148,7 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
         ({"": torch.ones(2)}, ValueError, "no name"),
         ({"a": torch.zeros(999), "a:values": torch.ones(2)}, ValueError, "rename"),
         ({"a": 3}, TypeError, "no tensor"),
+        (3, TypeError, "nn.Module or a state_dict, got int"),
         ({"a": torch.eye(3).to_sparse()}, TypeError, "strided"),
         ({"a": torch.ones(2, device="meta")}, TypeError, "strided"),
         ({"a": torch.zeros(2, dtype=torch.uint8).view(torch.bits8)}, TypeError, "dtype"),

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
 from lightning_bsqh import BSQHStrategy, Discrete, GroupL0
-from lightning_bsqh.callbacks import PictureMonitor
+from lightning_bsqh.callbacks import PictureMonitor, SparseCheckpoint
 from lightning_bsqh.optimizer import BSQHOptimizer
 from tests.problems import smooth_network
 from tests.processes.networks import Unfamiliar, rank
@@ -116,6 +116,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not sharded": ({"module": Unshardable}, "net.0.weight is not sharded"),
     "no configure_model": ({"module": Classes}, "configure_model"),
     "two dimensions": ({"module": OnTwoDimensions}, "only rows over one dimension"),
+    "sparse files": (
+        {"callback": partial(SparseCheckpoint, sparse_file=True)},
+        "safetensors files: add save_distributed_checkpoint=False",
+    ),
     "pictures": ({"callback": PictureMonitor}, "PictureMonitor needs whole weights"),
     "not announced": ({"module": ShardsByItself, "shard": None}, r"strategy=BSQHStrategy\(shard='fsdp'\)"),
     "frozen later": ({"module": Thaws}, "frozen or unfrozen within the training"),

@@ -369,10 +369,10 @@ class BacktrackingTwin:
     sigma: float = 1.1
     zeta: float = 0.9
 
-    def for_length(self, epsilon, length):
+    def for_length(self, epsilon, length, relative):
         return epsilon
 
-    def observe(self, accepted, change, slope, tau, tightened, length):
+    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
         self.epsilon *= self.zeta if accepted else self.sigma
 
 
@@ -390,13 +390,10 @@ class CurvatureTwin:
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
 
-    def for_length(self, epsilon, length):
-        """Σ g²/(4d), the ε²τ of a plain step, no more than ten times as large as usual."""
-        if self.length is None:
-            return epsilon
-        return max(epsilon, epsilon * math.sqrt(length / (self.outlier * self.length)))
+    def for_length(self, epsilon, length, relative):
+        return for_length(self, epsilon, length)
 
-    def observe(self, accepted, change, slope, tau, tightened, length):
+    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
         if accepted:
             usual = length if self.length is None else self.length
             self.length = 0.9 * usual + 0.1 * min(length, self.outlier * usual)
@@ -416,6 +413,52 @@ class CurvatureTwin:
             else:
                 # As long as ε has never been near its target: half of it, or the target itself if that is nearer.
                 self.epsilon = max(target, self.epsilon / 2)
+
+
+def for_length(rule, epsilon, length):
+    """Σ g²/(4d), the ε²τ of a plain step, no more than ten times as large as usual."""
+    if rule.length is None:
+        return epsilon
+    return max(epsilon, epsilon * math.sqrt(length / (rule.outlier * rule.length)))
+
+
+@dataclass
+class RelativeTwin:
+    """A plain step is an eighth of the weights long."""
+
+    epsilon: float
+    starts_open: bool = True
+    settled: bool = False
+    outlier: float = 10.0
+    length: float | None = None
+    first: float | None = None
+    relative: float | None = None
+
+    def for_length(self, epsilon, length, relative):
+        wanted = relative / 0.25
+        if self.relative is None and self.starts_open:
+            return max(for_length(self, epsilon, length), 10 * wanted)
+        return max(for_length(self, epsilon, length), wanted if wanted > 2 * epsilon else 0.0)
+
+    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
+        if self.relative is None:
+            self.epsilon = max(self.epsilon, epsilon)
+        if not accepted:
+            second_order = change + slope
+            known = math.isfinite(second_order) and tau > 0 and second_order != 0
+            target = 0.55 * second_order / tau if known else math.inf
+            self.epsilon = np.clip(target, 1.1 * self.epsilon, 2 * self.epsilon)
+            return
+        usual = length if self.length is None else self.length
+        self.length = 0.9 * usual + 0.1 * min(length, 10 * usual)
+        self.first = relative if self.first is None else self.first
+        self.relative = relative if self.relative is None else 0.9 * self.relative + 0.1 * relative
+        target = max(self.relative, self.first / 4) / 0.25
+        if not self.settled:
+            self.settled = target >= self.epsilon / 2
+            self.epsilon = max(target, self.epsilon / 2)
+        else:
+            self.epsilon *= math.exp(np.clip(0.05 * math.log(target / self.epsilon), -0.05, 0.1))
 
 
 # ---------------------------------------------------------------- the iteration, §2
@@ -472,7 +515,7 @@ class Twin:
         loss, gradient = loss_and_gradient(self.u)  # ∇L_B = −G
         if self.before is not None and loss > self.mean_loss + abs(self.mean_loss) + 10 * self.spread:
             self.u, self.before, self.interval, self.untested = self.before, None, 1, 0
-            self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan)
+            self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan, math.nan)
             epsilon = self.rule.epsilon * self._raise()
             self.step_count += 1
             return {
@@ -494,9 +537,11 @@ class Twin:
         compared = 0
         too_long = False
         length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
+        direction = sum(((g / di) ** 2).sum() for g, di in zip(gradient, d, strict=True))
+        relative = math.sqrt(direction / sum((wi**2).sum() for wi in w))
         start, first_loss, rule_epsilon = [a.copy() for a in w], loss, self.rule.epsilon
         epsilon = self.rule.epsilon * self._raise()
-        calm = not tightened and self.rule.for_length(epsilon, length) <= epsilon
+        calm = not tightened and self.rule.for_length(epsilon, length, relative) <= epsilon
         if self.untested + 1 < self.interval and calm:
             z = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
             for i, a in zip(idx, reg.prox([z[i] for i in idx], [d[i] for i in idx], epsilon, k), strict=True):
@@ -523,7 +568,7 @@ class Twin:
                     z[i] = a
                 return z
 
-            raised = self.rule.for_length(epsilon, length)
+            raised = self.rule.for_length(epsilon, length, relative)
             if raised > epsilon:  # the candidate for the smaller one has been tried, but is not looked at
                 trials, epsilon, too_long = trials + 1, raised, True
             candidate = maximiser(epsilon)
@@ -547,7 +592,7 @@ class Twin:
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
             for _ in range(self.untested + 1 if accepted and trials == 1 else 1):
-                self.rule.observe(accepted, change, slope, tau, tightened, length)
+                self.rule.observe(accepted, change, slope, tau, tightened, length, relative, epsilon)
         self._average(first_loss)
         calm = accepted and trials == 1 and not tightened and self.step_count >= 50
         calm = calm and abs(math.log(self.rule.epsilon / rule_epsilon)) <= 0.04 * (self.untested + 1)

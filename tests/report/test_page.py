@@ -389,3 +389,14 @@ def test_without_plotly(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lightning-bsqh\[report\]"'):
         write_report([make_run(tmp_path)])
+
+
+def test_tables_of_the_command_export(tmp_path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    (first / "export.csv").write_text(',trained,shrunk,ratio\n<b>parameters,"61,706","9,077",6.80 x\n')
+    (second / "export.csv").write_text("mine,of,another,kind\n1,2,3,4\n")
+    page = write_report([first, second]).read_text(encoding="utf-8")
+    rows = _Reader(page).rows
+    assert ["<b>parameters", "61,706", "9,077", "6.80 x"] in rows
+    assert "another" not in page.split("<script", 1)[0]
+    assert "Without its zeros" not in write_report([second]).read_text(encoding="utf-8")

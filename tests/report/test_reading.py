@@ -6,6 +6,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lightning_bsqh.export import save_sparse
 from lightning_bsqh.report import RunFolderError, read_run, read_runs
 from lightning_bsqh.report.settings import MOST, flatten, show_setting
 from tests.report.made_runs import made_weights, make_checkpoint, make_metrics, make_run
@@ -47,6 +48,19 @@ def test_without_checkpoint_and_settings(tmp_path) -> None:
     run = read_run(make_metrics(tmp_path))
     assert (run.checkpoint, run.weights, run.settings, run.settings_file) == (None, [], {}, None)
     assert "no checkpoint" in run.notes[0]
+
+
+def test_a_checkpoint_may_be_a_sparse_file(tmp_path) -> None:
+    pytest.importorskip("safetensors")
+    folder = make_run(tmp_path)
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    file = folder / "checkpoints" / "best.safetensors"
+    save_sparse(made_weights(), file)
+    run = read_run(folder)
+    assert (run.checkpoint, run.checkpoint_step, run.notes) == (file, None, [])
+    assert [weights.zeros for weights in run.weights] == [5, 20]
+    file.write_bytes(b"torn")
+    assert "best.safetensors could not be read" in read_run(folder).notes[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 torn"])

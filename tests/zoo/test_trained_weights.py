@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import BSQHStrategy, Cardinality
+from lightning_bsqh.export import save_sparse
 from lightning_bsqh.zoo import ImageClassifier
 from lightning_bsqh.zoo.trained_weights import load_weights
 from tests.strategy.small_modules import assert_same, weights_of
@@ -73,6 +74,17 @@ def test_a_checkpoint_and_a_state_dict_alike(trained: Path, tmp_path: Path) -> N
     torch.save(first.state_dict(), tmp_path / "weights.pt")
     load_weights(second, tmp_path / "weights.pt")
     assert_same(weights_of(first), weights_of(second))
+
+
+def test_a_sparse_file(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    first, second, file = network(), network(), tmp_path / "weights.safetensors"
+    save_sparse({f"network.{name}": value for name, value in first.state_dict().items()}, file)
+    load_weights(second, file)
+    assert_same(weights_of(first), weights_of(second))
+    file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read"):
+        load_weights(second, file)
 
 
 def test_weights_of_another_network(trained: Path, tmp_path: Path) -> None:

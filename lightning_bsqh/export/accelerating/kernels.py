@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
 
 
 class CompressedRows(nn.Module):
@@ -72,6 +73,28 @@ class NonzeroPart(nn.Module):
         return bias.expand(shape).clone().index_copy_(axis, self.rows, part)
 
 
+class TwoOfFour(nn.Module):
+    """A linear layer on the sparse tensor cores of a CUDA device, by torch's semi-structured tensors.
+
+    Args:
+        layer: The layer; of every four neighbouring weights of a row at most two are not zero. They are copied.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor is in a prototype stage")
+            self.register_buffer("weight", to_sparse_semi_structured(layer.weight.detach()))
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From ``[*, in_features]`` to ``[*, out_features]``."""
+        return F.linear(x, self.weight, self.bias)
+
+
 class CompressedFilters(nn.Module):
     """A convolution as a CSR matrix times the windows of its input.
 
@@ -104,6 +127,7 @@ def candidates(layer: nn.Module) -> dict[str, Kernel]:
     """The ways by name that could compute what a layer gives; none for a layer of another kind or without zeros."""
     if type(layer) is nn.Linear:
         found: dict[str, Kernel] = {"compressed rows": CompressedRows, "nonzero part": NonzeroPart}
+        found |= {"two of four": TwoOfFour} if layer.weight.is_cuda and is_two_of_four(layer.weight.detach()) else {}
     elif type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
         found = {"nonzero part": NonzeroPart}
         found |= {} if isinstance(layer.padding, str) else {"compressed filters": CompressedFilters}
@@ -114,6 +138,13 @@ def candidates(layer: nn.Module) -> dict[str, Kernel]:
     if not bool(uses.any()) or (bool(uses.any(0).all()) and bool(uses.any(1).all())):
         del found["nonzero part"]
     return found if bool((weight == 0).any()) else {}
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether at most two of every four neighbours along the columns are not zero, as ``NM(2, 4)`` leaves them."""
+    if weight.shape[1] % 4:
+        return False
+    return bool(((weight != 0).view(len(weight), -1, 4).sum(2) <= 2).all())
 
 
 def _compressed(weight: Tensor) -> Tensor:

@@ -68,9 +68,15 @@ class ShrinkReport:
     def __str__(self) -> str:
         lines = [f"{self.parameters[0]:,} parameters became {self.parameters[1]:,}."]
         lines += [
-            f"{c.layer}: {c.outputs[0]:,} → {c.outputs[1]:,} {c.kind}, {c.inputs[0]:,} → {c.inputs[1]:,} inputs"
+            f"{c.layer}: {c.outputs[0]:,} → {c.outputs[1]:,} {c.kind}{_inputs(c)}"
             for c in self.layers
             if c.outputs[0] > c.outputs[1] or c.inputs[0] > c.inputs[1]
         ]
         lines += [str(kept) for kept in self.kept]
         return "\n".join([*lines, f"Largest difference of the outputs: {self.difference:.1e} (of the largest)."])
+
+
+def _inputs(change: LayerChange) -> str:
+    """Nothing for a layer that reads the network's own input."""
+    before, after = change.inputs
+    return f", {before:,} → {after:,} inputs" if before else ""

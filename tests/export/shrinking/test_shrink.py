@@ -243,11 +243,14 @@ class Noise(nn.Module):
         (nn.Linear(2, 3), (torch.ones(2, 2), torch.ones(2)), "does not run on example_inputs"),
         (nn.Linear(2, 3), "x", "must be a tensor"),
         (nn.Linear(2, 3), (), "must be a tensor"),
+        (nn.Linear(2, 3), torch.ones(0, 2), "at least one sample"),
     ],
 )
 def test_bad_input(model, inputs, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         shrink(model, inputs)
+    with pytest.raises(TypeError, match=r"nn\.Module, got int"):
+        shrink(3, torch.ones(2))
 
 
 def test_outputs_that_differ_are_never_returned(monkeypatch) -> None:

@@ -1,0 +1,128 @@
+"""The rule for ε in mini-batch mode: steps that are a share of the weights (method §4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_bsqh._validation import number
+from lightning_bsqh.method.augmentation import Augmentation, Trial, UsualLength, raised
+
+
+class RelativeStep(Augmentation):
+    """Chooses ε so that the step without a regulariser, ‖G/D‖/(2ε), is the share ``step`` of ‖w‖.
+
+    What one batch shows of the loss along a step says little about the others: the test on the same batch accepts steps
+    that are far too long, and the curvature along a short step forbids longer ones that would do well. The share of the
+    weights by which a network can move is much the same for all, whatever its width, its depth and its scale; a
+    rejection raises ε nevertheless, by 10 % at least and a factor of two at most, as the curvature along the step asks.
+    Noise makes weights grow, and longer steps more noise; so ε does not fall below the ``growth``-th part of what the
+    first gradient asked for.
+
+    The start is ten times larger, so that no network is shaken before D has seen some batches; every accepted trial
+    halves ε until the share is reached. Then ln ε covers the part ``smoothing`` of its distance per accepted trial,
+    within ``fall`` and ``rise``. Towards the end of a training of known length ε is raised by
+    :class:`~lightning_bsqh.method.augmentation.CosineRaise`.
+
+    The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
+    has become small, say. So where Σ G²/(4D) exceeds ``outlier`` times its running average, ε is raised for this
+    iteration until the step is no longer than that; and a start with which the step would be more than twice the share
+    is raised likewise.
+
+    Args:
+        epsilon: Start ε⁰ > 0. None takes ten times the ε that the first gradient asks for.
+        step: The share of ‖w‖, > 0.
+        growth: By what factor steps may become longer as the weights grow, at least 1.
+        memory: Decay in [0, 1) of the running averages per batch.
+        smoothing: Part in (0, 1] of the distance that one accepted trial covers.
+        fall: Largest decrease of ln ε by one accepted trial, > 0.
+        rise: Largest increase of ln ε by one accepted trial, > 0.
+        outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
+        epsilon_min: Lower bound, > 0.
+        epsilon_max: Upper bound.
+        schedule: Whether to raise ε towards the end of training.
+    """
+
+    #: By how much the start is larger than what the share asks for.
+    _WARM_UP = 10.0
+    _SAFETY = 0.55
+
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        step: float = 0.125,
+        growth: float = 4.0,
+        memory: float = 0.9,
+        smoothing: float = 0.05,
+        fall: float = 0.05,
+        rise: float = 0.1,
+        outlier: float | None = 10.0,
+        epsilon_min: float = 1e-8,
+        epsilon_max: float = 1e12,
+        schedule: bool = True,
+    ) -> None:
+        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        self.step = number("step", step, low=0.0, open_low=True)
+        self.growth = number("growth", growth, low=1.0)
+        self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
+        self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.fall = number("fall", fall, low=0.0, open_low=True)
+        self.rise = number("rise", rise, low=0.0, open_low=True)
+        self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
+        self._usual = UsualLength(self.outlier, self.memory)
+        # ‖G/D‖/‖w‖ of the first step and its running average; None before the first step.
+        self._first: float | None = None
+        self._relative: float | None = None
+        # Whether the start is left to the first gradient.
+        self._is_open = epsilon is None
+        # Whether the share has been reached: from then on ε falls slowly.
+        self._settled = False
+
+    @override
+    def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
+        found = self._usual.epsilon_for(epsilon, length)
+        wanted = relative / (2.0 * self.step)
+        if math.isfinite(wanted):
+            if self._relative is None and self._is_open:
+                found = max(found, self._WARM_UP * wanted)
+            elif wanted > 2.0 * epsilon:
+                found = max(found, wanted)
+        return max(epsilon, min(found, self.epsilon_max))
+
+    @override
+    def observe(self, trial: Trial) -> None:
+        if self._relative is None:
+            # The start, raised or not.
+            self.epsilon = max(self.epsilon, trial.epsilon)
+        if not trial.accepted:
+            self.epsilon = raised(self.epsilon, trial, self._SAFETY)
+            return
+        self._usual.observe(trial.length)
+        # Without gradient, or with all weights zero, there is nothing to go by.
+        if 0.0 < trial.relative < math.inf:
+            if self._first is None or self._relative is None:
+                self._first = self._relative = trial.relative
+            self._relative = self.memory * self._relative + (1.0 - self.memory) * trial.relative
+            self._follow(max(self._relative, self._first / self.growth) / (2.0 * self.step))
+
+    def _follow(self, target: float) -> None:
+        if not self._settled:
+            self._settled = target >= 0.5 * self.epsilon
+            self.epsilon = max(target, 0.5 * self.epsilon)
+            return
+        distance = math.log(target / self.epsilon)
+        self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        own = {"first": self._first, "relative": self._relative, "length": self._usual.length}
+        return {**super().state_dict(), **own, "settled": self._settled}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._first, self._relative = state.get("first"), state.get("relative")
+        self._usual.length = state.get("length")
+        self._settled = bool(state.get("settled", True))
