@@ -30,6 +30,7 @@ def ends(
     broken_loader: bool = False,
     accumulate: int = 1,
     sync_batchnorm: bool = False,
+    writes: bool = False,
     callback: Callable[[], L.Callback] | None = None,
     **options: Any,
 ) -> tuple[str, str, bool]:
@@ -38,7 +39,7 @@ def ends(
     given = {"shard": "fsdp", **options}
     callbacks = [] if callback is None else [callback()]
     trainer: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": accumulate, "callbacks": callbacks}
-    trainer["sync_batchnorm"] = sync_batchnorm
+    trainer |= {"sync_batchnorm": sync_batchnorm, "enable_checkpointing": writes}
     return fit_error(folder, module(), data, BSQHStrategy(**given), **trainer)
 
 
@@ -103,6 +104,7 @@ def unfamiliar() -> L.LightningModule:
     return ShardedClasses(nn.Sequential(Unfamiliar(6), nn.Tanh(), nn.Linear(6, 3).double()))
 
 
+sparse_files = partial(SparseCheckpoint, sparse_file=True)
 #: What is refused before training, and what the message names.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gauss-seidel": ({"sweep": "gauss-seidel"}, "use sweep='jacobi'"),
@@ -116,10 +118,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not sharded": ({"module": Unshardable}, "net.0.weight is not sharded"),
     "no configure_model": ({"module": Classes}, "configure_model"),
     "two dimensions": ({"module": OnTwoDimensions}, "only rows over one dimension"),
-    "sparse files": (
-        {"callback": partial(SparseCheckpoint, sparse_file=True)},
-        "safetensors files: add save_distributed_checkpoint=False",
-    ),
+    "sparse files": ({"callback": sparse_files, "writes": True}, "files: add save_distributed_checkpoint=False"),
     "pictures": ({"callback": PictureMonitor}, "PictureMonitor needs whole weights"),
     "not announced": ({"module": ShardsByItself, "shard": None}, r"strategy=BSQHStrategy\(shard='fsdp'\)"),
     "frozen later": ({"module": Thaws}, "frozen or unfrozen within the training"),
