@@ -18,6 +18,7 @@ html_title = f"lightning-bsqh {version}"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_show_sphinx = False
+html_theme_options = {"top_of_page_buttons": []}
 highlight_language = "text"
 
 # The same anchors as those of a forge, so that links work in both.
@@ -26,7 +27,7 @@ myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 

@@ -1,4 +1,4 @@
-"""Runs what the documentation shows: its files are written into a folder, its snippets run there, its commands typed."""
+"""Runs what the documentation shows: its snippets in a folder with its files, its commands as they are typed."""
 
 from __future__ import annotations
 
