@@ -71,5 +71,6 @@ def test_the_wheel_has_command_templates_and_recipes(tmp_path) -> None:
     recipes = {f"lightning_bsqh/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     parts = ("page.html", "tables.html", "page.js", "style.css")
     templates = {f"lightning_bsqh/report/templates/{part}" for part in parts}
+    templates |= {f"lightning_bsqh/report/vendor/{part}" for part in ("plotly-basic.min.js", "LICENSE")}
     assert {"lightning_bsqh_cli.py", "lightning_bsqh/py.typed"} | recipes | templates <= names
     assert len(recipes) > 10

@@ -174,9 +174,9 @@ def _only(trainer: pl.Trainer, kind: type[_Callback]) -> _Callback:
 def _report(cli: BSQHCLI, output: Path) -> dict[str, Path]:
     # The settings, for the report and to repeat the run.
     save_beside(output / "config.yaml", cli.parser.dump(cli.config, skip_none=False))
-    if importlib.util.find_spec("plotly") is None:
+    if importlib.util.find_spec("jinja2") is None:
         print(
-            'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
+            'jinja2 is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
         )
         return {}
     return {"report": write_report([output])}

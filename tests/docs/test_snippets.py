@@ -81,7 +81,6 @@ def _can_be_watched(found: dict[str, Any]) -> None:
     csv_logger, wandb_logger = found["loggers"]
     wandb_logger.experiment.finish()
     assert len(list(Path("runs/wandb").glob("offline-run-*"))) == 1
-    pytest.importorskip("plotly")
     main(shlex.split(REPORTS[0])[1:])
     report = (Path(csv_logger.log_dir) / "report.html").read_text(encoding="utf-8")
     assert "PMP residual" in report
