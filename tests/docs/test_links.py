@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     trees = [block.text for block in blocks(DOCS / "index.md") if block.language == "{toctree}"]
     listed = {line for text in trees for line in text.splitlines() if line and not line.startswith(":")}
     assert listed == {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "reference")
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", text, re.MULTILINE))
+    packages = ("", ".callbacks", ".export", ".report", ".zoo", ".zoo.data")
+    modules = [importlib.import_module(f"lightning_bsqh{package}") for package in packages]
+    public = {f"{module.__name__}.{name}" for module in modules for name in module.__all__ if name != "__version__"}
+    assert public == listed
 
 
 @pytest.mark.parametrize("page", TEXTS[:-1], ids=lambda page: str(page.relative_to(ROOT)))
