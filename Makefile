@@ -9,7 +9,7 @@ LOWEST_PYTHON ?= $(shell for p in python3.10 $(PYTHON); do $$p -c '' 2>/dev/null
 LOWEST_PACKAGES ?= --editable '.[dev]'
 LOWEST_TESTS ?= tests
 
-.PHONY: demo test test-all test-lowest lint install clean
+.PHONY: demo test test-all test-lowest lint docs install clean
 
 demo: install
 	$(BIN)/lightning-bsqh demo
@@ -30,12 +30,20 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in docs/_build/html. Warnings are errors, links between pages among them.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(LOWEST)/.installed: pyproject.toml requirements-lowest.txt
@@ -45,4 +53,4 @@ $(LOWEST)/.installed: pyproject.toml requirements-lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) runs docs/_build

@@ -24,7 +24,7 @@ from lightning_bsqh.regularizers import (
 from lightning_bsqh.strategy.strategy import BSQHStrategy
 from lightning_bsqh.wandb.workspace import build_workspace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "L0",

@@ -22,6 +22,13 @@ def test_citation_has_the_version() -> None:
     assert citation["version"] == lightning_bsqh.__version__
 
 
+def test_the_changelog_has_a_dated_section_of_the_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## \[(\d\S*)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert sections[0] == (lightning_bsqh.__version__, str(citation["date-released"]))
+
+
 def _pins(lines: list[str], pattern: str) -> dict[str, str]:
     found = [re.match(pattern, line.strip()) for line in lines]
     return {match[1]: match[2] for match in found if match}
@@ -71,5 +78,6 @@ def test_the_wheel_has_command_templates_and_recipes(tmp_path) -> None:
     recipes = {f"lightning_bsqh/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     parts = ("page.html", "tables.html", "page.js", "style.css")
     templates = {f"lightning_bsqh/report/templates/{part}" for part in parts}
+    templates |= {f"lightning_bsqh/report/vendor/{part}" for part in ("plotly-basic.min.js", "LICENSE")}
     assert {"lightning_bsqh_cli.py", "lightning_bsqh/py.typed"} | recipes | templates <= names
     assert len(recipes) > 10

@@ -194,9 +194,9 @@ def _exported(output: Path) -> list[list[str]]:
 
 
 def _report(output: Path) -> dict[str, Path]:
-    if importlib.util.find_spec("plotly") is None:
+    if importlib.util.find_spec("jinja2") is None:
         print(
-            'plotly is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
+            'jinja2 is not installed, so there will be no report (to have one: pip install "lightning-bsqh[report]").'
         )
         return {}
     return {"report": write_report([output])}

@@ -32,14 +32,13 @@ def write_report(
         Where the report lies.
 
     Raises:
-        ModuleNotFoundError: If plotly is not installed.
+        ModuleNotFoundError: If jinja2 is not installed.
         RunFolderError: If a folder is not a run folder, or is given twice.
         ValueError: If ``output`` is a folder, a link or a file that is no report, or ``folders`` is empty, or the names
             are not as many, or not different.
     """
-    missing = [name for name in ("plotly", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f'The report needs {", ".join(missing)}: pip install "lightning-bsqh[report]"')
+    if importlib.util.find_spec("jinja2") is None:
+        raise ModuleNotFoundError('The report needs jinja2: pip install "lightning-bsqh[report]"')
     if folders:
         path = Path(folders[0]) / "report.html" if output is None else Path(output)
         # Before the runs are read, which may take a while.
@@ -73,10 +72,9 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _plotly() -> str:
-    """plotly.js, compressed: 2 MB instead of 5, which the page's script unpacks; without it a network were needed."""
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 9)).decode()
+    """plotly.js, compressed to half a megabyte, which the page's script unpacks; without it a network were needed."""
+    script = Path(__file__).parent / "vendor" / "plotly-basic.min.js"
+    return base64.b64encode(zlib.compress(script.read_bytes(), 9)).decode()
 
 
 def _json(content: Any) -> str:

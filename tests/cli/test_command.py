@@ -147,7 +147,6 @@ def test_config_takes_the_name_of_a_recipe(tmp_path, monkeypatch) -> None:
 
 
 def test_report_takes_names(tmp_path, capsys) -> None:
-    pytest.importorskip("plotly")
     folders = [make_metrics(tmp_path / name) for name in ("version_0", "a=b")]
     main(["report", f"dense={folders[0]}", str(folders[1]), "--output", str(tmp_path / "both.html")])
     text = (tmp_path / "both.html").read_text(encoding="utf-8")

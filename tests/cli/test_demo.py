@@ -4,7 +4,6 @@ import pytest
 import torch
 
 pytest.importorskip("jsonargparse")
-pytest.importorskip("plotly")
 pytest.importorskip("rich")
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
@@ -103,8 +102,8 @@ def test_command_shows_bar_table_and_files(tmp_path, monkeypatch, capsys) -> Non
 
 
 @pytest.mark.usefixtures("without_wandb")
-def test_without_plotly_there_is_no_report(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "plotly", None)
+def test_without_jinja2_there_is_no_report(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     result = demo.run_demo(tmp_path, epochs=1, progress_bar=False)
     assert "report" not in result.files
     assert 'pip install "lightning-bsqh[report]"' in capsys.readouterr().out

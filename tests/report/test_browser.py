@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("plotly")
-
 from lightning_bsqh.report import write_report
 from tests.report import browser
 from tests.report.made_runs import make_run

@@ -3,7 +3,6 @@ import sys
 import pytest
 
 pytest.importorskip("jsonargparse")
-pytest.importorskip("plotly")
 
 from lightning_bsqh.cli.main import main
 from tests.report.made_runs import make_metrics
@@ -54,7 +53,7 @@ def test_output_that_cannot_be_written(tmp_path) -> None:
         main(["report", str(folder), "--output", str(folder / "metrics.csv" / "report.html")])
 
 
-def test_without_plotly(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly", None)
+def test_without_jinja2(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(SystemExit, match="pip install"):
         main(["report", str(make_metrics(tmp_path))])

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import math
 import re
@@ -10,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("plotly")
 
 from lightning_bsqh.report import read_runs, write_report
 from lightning_bsqh.report.charts import charts
@@ -273,7 +272,7 @@ def test_moving_mean() -> None:
 
 
 def test_charts_are_what_plotly_knows(tmp_path) -> None:
-    from plotly import graph_objects
+    graph_objects = pytest.importorskip("plotly.graph_objects")
 
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
     for chart in [*charts(read_runs(folders[:1])), *charts(read_runs(folders))]:
@@ -367,11 +366,20 @@ def test_lines_upon_one_another_can_be_told_apart(tmp_path) -> None:
     assert chart.note.startswith("a_loss and b_loss are the same throughout")
 
 
-def test_the_page_is_about_2_mb(tmp_path) -> None:
+def test_the_page_is_less_than_1_mb(tmp_path) -> None:
     # Most of it is plotly.js; 300 times as many rows are no more points.
     text = "bsqh/epsilon,bsqh/tau,step\n" + "\n".join(f"{1.0 + i},{1 / (i + 1)},{i}" for i in range(30_000))
     (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
-    assert write_report([tmp_path]).stat().st_size < 2_300_000
+    assert write_report([tmp_path]).stat().st_size < 800_000
+
+
+def test_the_bundle_of_plotly_is_the_one_that_is_told() -> None:
+    import lightning_bsqh.report as package
+
+    folder = Path(package.__file__).parent / "vendor"
+    script = (folder / "plotly-basic.min.js").read_bytes()
+    assert hashlib.sha256(script).hexdigest() in (folder / "README.md").read_text(encoding="utf-8")
+    assert b"MIT" in script[:300]
 
 
 def test_colours_of_the_page_are_defined_for_light_and_dark() -> None:
@@ -385,8 +393,8 @@ def test_colours_of_the_page_are_defined_for_light_and_dark() -> None:
         assert f"{colour}:" in dark
 
 
-def test_without_plotly(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly", None)
+def test_without_jinja2(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lightning-bsqh\[report\]"'):
         write_report([make_run(tmp_path)])
 
