@@ -16,12 +16,11 @@ from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.regularization import Regularization
-from lightning_bsqh.method.report import LayerReport, StepReport
 from lightning_bsqh.method.stall import Stalled
 from lightning_bsqh.method.stepper import Stepper, contested
 from lightning_bsqh.method.training import Training
+from lightning_bsqh.method.training_view import TrainingView
 from lightning_bsqh.method.trial_schedule import TrialSchedule
-from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
 from lightning_bsqh.network.sharding import Sharding
@@ -35,7 +34,7 @@ from lightning_bsqh.sweeps.full_batch_options import FullBatch
 from lightning_bsqh.sweeps.own import OwnSweeps
 
 
-class BSQHOptimizer(torch.optim.Optimizer):
+class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
     """Trains by the maximum principle instead of by a learning rate (method §2, §7).
 
     Every layer gets one parameter group with its ``name`` and an ``lr`` that shows 1/(2ε), the
@@ -133,46 +132,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ what others may ask
 
     @property
-    def iterations(self) -> int:
-        """Number of iterations done, skipped ones included."""
-        return self._training.history.iterations
-
-    @property
-    def skipped(self) -> int:
-        """Number of iterations that changed nothing because loss or gradient were not finite."""
-        return self._training.history.skipped
-
-    @property
-    def accepted(self) -> int:
-        """Number of iterations that took a step."""
-        return self._training.history.accepted
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """The rule for ε."""
-        return self._training.augmentation
-
-    @property
-    def last_layers(self) -> dict[str, LayerReport] | None:
-        """What the last iteration did to each layer, by name; None unless it was recorded, or if it was skipped."""
-        return self._training.last_layers
-
-    @property
-    def last_step(self) -> StepReport | None:
-        """What the last iteration did; None before the first."""
-        return self._training.history.last
-
-    @property
-    def regularizer(self) -> Regularizer:
-        """R as it will be at the end of its ramp."""
-        return self._training.regularization.regularizer
-
-    @property
-    def total_steps(self) -> int | None:
-        """Length of the training in iterations, None if unknown."""
-        return self._training.regularization.total_steps
-
-    @property
     def layers(self) -> list[Layer]:
         """The layers λ_l, in the order of the network."""
         return list(self._layers)
@@ -186,15 +145,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
     def is_sharded(self) -> bool:
         """Whether no process holds the parameters whole; then all have to ask for what is about all weights."""
         return self._rows.are_some
-
-    @property
-    def has_default_regularizer(self) -> bool:
-        """Whether the regularizer was left open; then it depends on whether the length is known."""
-        return self._training.regularization.is_default
-
-    def regularizer_of(self, layer: Layer) -> str:
-        """What R is for one layer's regularised weights, as a user would write it."""
-        return self._training.regularization.of(layer)
 
     @property
     def converged(self) -> bool:
@@ -353,11 +303,6 @@ class BSQHOptimizer(torch.optim.Optimizer):
             if boundaries is not None and (sys.exc_info()[0] is not None or adjoint.is_complete):
                 boundaries.clear()
         return adjoint.loss
-
-    @property
-    def boundaries(self) -> Boundaries | None:
-        """Records states and adjoints during the forward sweep; None if no layer needs them."""
-        return self._training.stepper.boundaries
 
     def _own_sweeps(self, batches: Iterable[Any] | None) -> Sweeps:
         if self._own is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh.method.regularization import Regularization
-from lightning_bsqh.method.stepper import Trained
+from lightning_bsqh.method.trained import Trained
 from lightning_bsqh.network.sharding import WAY_OUT, Sharding, check_no_flat, is_sharded, local_part, nonzero_counts
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,59 +13,24 @@ from torch import Tensor
 
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.before import Before
+from lightning_bsqh.method.bent_layers import BentLayers
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import Metric
 from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
-from lightning_bsqh.method.safeguard import TrueHamiltonian
 from lightning_bsqh.method.search import Found, NoStep, NotFinite, Search, SearchOptions
+from lightning_bsqh.method.trained import Trained
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.network.layers import Layer
 from lightning_bsqh.network.packing import Pack, check_dtypes, make_packs
-from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.network.uninterrupted import uninterrupted, within_all
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
-#: On the inputs of so many iterations a layer has to look affine.
-_TRIED_OUT = 2
-
 #: Iterations in which R sees the tensors apart after one in which it had to.
 _APART = 100
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The tensors that an iteration moves.
-
-    Attributes:
-        parameters: By their full names.
-        states: What is remembered of each.
-        regularized: Names of those that R acts on.
-        shards: What is known of the latter, if the parameters are some rows of tensors only.
-    """
-
-    parameters: Mapping[str, Tensor]
-    states: Sequence[dict[str, Any]]
-    regularized: Collection[str]
-    shards: Shards | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the first of them, which tells how large a gradient may be."""
-        return next((p.dtype for p in self.parameters.values()), torch.get_default_dtype())
-
-    @property
-    def regularized_names(self) -> list[str]:
-        """Names of the regularised ones, in their order."""
-        return [name for name in self.parameters if name in self.regularized]
-
-    @property
-    def regularized_positions(self) -> list[int]:
-        """Where the regularised ones are among all."""
-        return [i for i, name in enumerate(self.parameters) if name in self.regularized]
 
 
 class Stepper:
@@ -86,8 +50,8 @@ class Stepper:
         self._layers = layers
         self._metric = metric
         self._reduction = reduction
-        self._checked = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
-        recorded = layers if sweep == "gauss-seidel" else self._checked
+        bent = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
+        recorded = layers if sweep == "gauss-seidel" else bent
         devices = [p.device for layer in layers for p in layer.parameters.values()]
         #: Records states and adjoints during the forward sweep; None if nobody needs them.
         self.boundaries = (
@@ -99,8 +63,7 @@ class Stepper:
             if self.boundaries is None or not any(layer.modules for layer in layers):
                 raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
             self._gauss_seidel = GaussSeidel(self.boundaries)
-        # How often a layer has been tried out and looked affine; the full number once it has not.
-        self._seen: dict[str, int] = {}
+        self._bent = BentLayers(bent, self.boundaries, sweep == "gauss-seidel") if self.boundaries else None
         # For how many more iterations R sees the tensors apart from the start.
         self._apart = 0
         self._before = Before()
@@ -198,7 +161,7 @@ class Stepper:
         options: SearchOptions,
         record_layers: bool,
     ) -> tuple[Found, dict[str, LayerReport] | None]:
-        places = self._places(trained) if record_layers else {}
+        places = trained.places(self._layers) if record_layers else {}
         first: dict[str, LayerTerms] = {}
 
         def on_first(epsilon: float) -> None:
@@ -238,7 +201,7 @@ class Stepper:
 
         def one_after_the_other(epsilon: float) -> tuple[Candidate, Tensor | float]:
             assert gauss_seidel is not None
-            with within_all(gauss_seidel.updating(iteration, epsilon, self._located(self._layers, trained))):
+            with within_all(gauss_seidel.updating(iteration, epsilon, trained.located(self._layers))):
                 loss = adjoint.trial()
             return iteration.measure_layers(), loss
 
@@ -258,7 +221,7 @@ class Stepper:
             weight: MetricWeight = self._metric.weight(pack, gradient, states, low, reached)
             return weight
 
-        checks = self._checks(trained)
+        checks = self._bent.checks(trained, self._reduction) if self._bent is not None else []
         parameters = list(trained.parameters.values())
         apart = self._apart > 0
         parts = (regularizer, regularized, checks, packs, unreached, apart, reached)
@@ -279,58 +242,6 @@ class Stepper:
         self._before.reset()
         self._packs, self._packed = [], None
 
-    def _checks(self, trained: Trained) -> list[TrueHamiltonian]:
-        """The layers whose true K has to be looked at at once, as far as they can be run alone in this iteration."""
-        checks: list[TrueHamiltonian] = []
-        if self.boundaries is None:
-            return checks
-        self._try_out(self.boundaries)
-        located = self._located(self._checked, trained)
-        if not located:
-            return checks
-        counts = self._reduction.most([float(len(self.boundaries.calls(layer))) for layer, _ in located])
-        for (layer, positions), calls in zip(located, counts, strict=True):
-            if calls > 1 or (calls == 1 and self._gauss_seidel is None):
-                checks.append(TrueHamiltonian(positions, partial(self._alignment, self.boundaries, layer)))
-        return checks
-
-    def _alignment(self, boundaries: Boundaries, layer: Layer) -> float:
-        return self._reduction.mean(boundaries.alignment(layer))
-
-    def _try_out(self, boundaries: Boundaries) -> None:
-        """Looks whether layers of no known kind are affine after all, on the inputs of two iterations."""
-        open_to_doubt = [layer for layer in self._checked if self._seen.get(layer.name, 0) < _TRIED_OUT]
-        if not open_to_doubt:
-            return
-        straight = [_looks_affine(layer, boundaries) for layer in open_to_doubt]
-        # Bent in one process is bent in all.
-        tried = self._reduction.most([float(s is not None) for s in straight])
-        bent = self._reduction.most([float(s is False) for s in straight])
-        for layer, is_tried, is_bent in zip(open_to_doubt, tried, bent, strict=True):
-            if not is_tried:
-                continue
-            if is_bent:
-                self._seen[layer.name] = _TRIED_OUT
-                continue
-            self._seen[layer.name] = self._seen.get(layer.name, 0) + 1
-            if self._seen[layer.name] == _TRIED_OUT:
-                layer.is_seen_affine = True
-                self._checked.remove(layer)
-                if self._gauss_seidel is None:
-                    boundaries.forget(layer)
-
-    def _located(self, layers: Sequence[Layer], trained: Trained) -> list[tuple[Layer, list[int]]]:
-        """The layers with the positions of their tensors among all that move."""
-        places = {name: i for i, name in enumerate(trained.parameters)}
-        located = [(layer, [places[name] for name in layer.parameters if name in places]) for layer in layers]
-        return [(layer, positions) for layer, positions in located if positions]
-
-    def _places(self, trained: Trained) -> dict[str, list[int]]:
-        """The positions by the layers' names; a parameter of no known layer has its own."""
-        located = {layer.name: positions for layer, positions in self._located(self._layers, trained)}
-        known = {i for positions in located.values() for i in positions}
-        return located | {name: [i] for i, name in enumerate(trained.parameters) if i not in known}
-
     def _not_finite(self, adjoint: AdjointPass, iteration: Iteration) -> NotFinite | None:
         """What was wrong with the batch, if anything was, after a trial has failed."""
         loss = math.nan if adjoint.loss is None else float(adjoint.loss)
@@ -344,15 +255,6 @@ def _needs_inputs(layer: Layer) -> bool:
 
 def _may_be_of_weights(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, (NoStep, ProcessError))
-
-
-def _looks_affine(layer: Layer, boundaries: Boundaries) -> bool | None:
-    """Whether a layer looks affine on its present inputs; None if it cannot be told."""
-    calls = boundaries.calls(layer)
-    parameters = [p for p in layer.parameters.values() if p.requires_grad]
-    if not calls or not parameters:
-        return None
-    return all(call.again().is_affine_in(parameters) for call in calls)
 
 
 def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:

@@ -13,7 +13,8 @@ from lightning_bsqh.method.metric import Metric
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.search import Found, NoStep, SearchOptions, WentAstray
-from lightning_bsqh.method.stepper import Stepper, Trained
+from lightning_bsqh.method.stepper import Stepper
+from lightning_bsqh.method.trained import Trained
 from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.sweeps.base import AdjointPass
