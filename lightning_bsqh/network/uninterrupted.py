@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -43,10 +44,12 @@ def within_all(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
             for context in contexts:
                 stack.enter_context(context)
         yield
-    except BaseException as error:
-        with uninterrupted():
-            stack.__exit__(type(error), error, error.__traceback__)
-        raise
-    else:
-        with uninterrupted():
-            stack.close()
+    finally:
+        try:
+            with uninterrupted():
+                stack.__exit__(*sys.exc_info())
+        except BaseException:
+            # An interrupt that came just before they waited; what has been left already is left out.
+            with uninterrupted():
+                stack.close()
+            raise
