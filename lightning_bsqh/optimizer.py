@@ -46,8 +46,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         regularizer: R with its factor; or several by name patterns as in ``regularize``, such as
             ``{"conv*": GroupL0(rho=1e-3), "fc*": Cardinality()}``: R then acts on what the patterns claim and on
             nothing else. None takes ``Cardinality()`` if ``total_steps`` is known and ``L0()`` if not.
-        augmentation: The rule for ε. None takes ``RelativeStep()``, in full-batch mode ``Curvature()``. Copied, so that
-            it can be used again.
+        augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.

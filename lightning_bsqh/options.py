@@ -10,7 +10,6 @@ from typing import Any
 from lightning_bsqh._validation import choice, integer, names, number, shown
 from lightning_bsqh.method.augmentation import Augmentation, Curvature
 from lightning_bsqh.method.metric import make_metric
-from lightning_bsqh.method.relative_step import RelativeStep
 from lightning_bsqh.method.trial_schedule import longest_interval
 from lightning_bsqh.network.layers import LayerChoice, check_layers
 from lightning_bsqh.regularizers import Regularizer
@@ -116,29 +115,24 @@ class BSQHOptions:
             ValueError: If both are given, or ``epsilon`` is out of its range.
         """
         metric = make_metric(self.metric)
-        # A whole data set has no noise, and steps have to become short there.
-        default = RelativeStep if self.full_batch is None else Curvature
-        rule = make_augmentation(self.augmentation, self.epsilon, default)
+        rule = make_augmentation(self.augmentation, self.epsilon)
         rule.prepare(metric.default_epsilon, metric.default_floor)
         return rule
 
 
-def make_augmentation(
-    augmentation: Augmentation | None, epsilon: float | None, default: type[Curvature | RelativeStep]
-) -> Augmentation:
+def make_augmentation(augmentation: Augmentation | None, epsilon: float | None) -> Augmentation:
     """The rule for ε from the two options that can name it; a copy of the user's own.
 
     Args:
         augmentation: The rule; None takes the default.
         epsilon: The default rule's start; None leaves it to the rule.
-        default: The rule that is made if none was given.
 
     Raises:
         TypeError: If ``augmentation`` is no rule.
         ValueError: If both are given, or ``epsilon`` is out of its range.
     """
     if augmentation is None:
-        return default() if epsilon is None else default(epsilon=epsilon)
+        return Curvature() if epsilon is None else Curvature(epsilon=epsilon)
     if epsilon is not None:
         raise ValueError(
             f"epsilon={shown(epsilon)} is short for the default rule's start: give it to the rule,"

@@ -1,4 +1,4 @@
-"""The rule for ε in mini-batch mode: steps that are a share of the weights (method §4)."""
+"""A rule for ε for networks whose curvature misleads: steps that are a share of the weights (method §4)."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class BSQHStrategy(DevicesStrategy):
     Args:
         regularizer: R with its factor, such as ``L0(rho=1e-5)``; or several by name patterns, see
             :class:`~lightning_bsqh.BSQHOptimizer`. None takes ``Cardinality()``.
-        augmentation: The rule for ε. None takes ``RelativeStep()``, in full-batch mode ``Curvature()``.
+        augmentation: The rule for ε. None takes ``Curvature()``.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"``.
         eta: η ≥ 0 of the acceptance test.

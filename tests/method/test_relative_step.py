@@ -1,4 +1,4 @@
-"""The default rule for ε: steps that are a share of the weights."""
+"""The rule for ε whose steps are a share of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_bsqh import BSQHOptimizer, BSQHStrategy, Cardinality, Curvature, RelativeStep
+from lightning_bsqh import BSQHOptimizer, BSQHStrategy, Cardinality, RelativeStep
 from lightning_bsqh.method.augmentation import Trial
 from tests.problems import cross_entropy, data
 
@@ -34,12 +34,6 @@ def follow(rule: RelativeStep, relative: float, steps: int) -> list[float]:
         epsilons.append(epsilon)
         rule.observe(trial(relative, epsilon))
     return epsilons
-
-
-def test_it_is_the_default_for_single_batches() -> None:
-    assert isinstance(BSQHOptimizer(nn.Linear(2, 2)).augmentation, RelativeStep)
-    assert isinstance(BSQHOptimizer(nn.Linear(2, 2), batch_mode="full").augmentation, Curvature)
-    assert BSQHOptimizer(nn.Linear(2, 2), epsilon=3.0).augmentation.epsilon == 3.0
 
 
 @settings(deadline=None, max_examples=100)
@@ -132,7 +126,9 @@ def test_bad_options(options: dict[str, float], words: str) -> None:
 def test_no_step_of_a_training_is_longer(width: int, metric: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3)).double()
-    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.0), metric=metric, total_steps=200)
+    optimizer = BSQHOptimizer(
+        network, regularizer=Cardinality(0.0), augmentation=RelativeStep(), metric=metric, total_steps=200
+    )
     x, y = data()
     for step in range(60):
         before = torch.cat([p.detach().flatten() for p in network.parameters()])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from typing_extensions import override
 
-from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, Cardinality, Curvature
+from lightning_bsqh import L0, Backtracking, BSQHOptimizer, BSQHStrategy, Cardinality
 from lightning_bsqh.callbacks import AugmentationMonitor, SparsityMonitor
 from lightning_bsqh.strategy import full_batch as lightning_full_batch
 from lightning_bsqh.strategy.full_batch import _OnHost
@@ -125,9 +125,7 @@ def fit(make_trainer: Callable[..., L.Trainer]) -> Callable[..., tuple[L.Trainer
 def in_one_batch(iterations: int, **options: Any) -> tuple[list[float], list[Tensor]]:
     """J after each iteration and the weights at the end, without Lightning and on one batch of all data."""
     network = smooth_network()
-    # The rule that full-batch mode has by default.
-    own = {"regularizer": L0(rho=1e-4), "augmentation": Curvature(), "metric": "euclidean", "total_steps": iterations}
-    options = {**own, **options}
+    options = {"regularizer": L0(rho=1e-4), "metric": "euclidean", "total_steps": iterations, **options}
     optimizer = BSQHOptimizer(network, **options)
     objectives = []
     for _ in range(iterations):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsqh import L0, Backtracking, BSQHOptimizer, Cardinality, Curvature
+from lightning_bsqh import L0, Backtracking, BSQHOptimizer, Cardinality
 from lightning_bsqh.sweeps.full_batch_options import number_of_rows
 from lightning_bsqh.sweeps.micro_batch import AdjointChoice
 from lightning_bsqh.sweeps.weighted_mean import WeightedMean
@@ -33,9 +33,7 @@ def batches_of(size: int) -> Batches:
 
 
 def make(network: nn.Module, **options: Any) -> BSQHOptimizer:
-    # The rule that full-batch mode has by default.
-    own = {"regularizer": L0(rho=1e-4), "augmentation": Curvature(), "metric": "euclidean", "batch_mode": "full"}
-    options = {**own, **options}
+    options = {"regularizer": L0(rho=1e-4), "metric": "euclidean", "batch_mode": "full", **options}
     return BSQHOptimizer(network, **options)
 
 
