@@ -3,7 +3,8 @@
     python benchmarks/frontier.py [--mnist FOLDER] [--cifar10 FOLDER] [--tasks digits lstm text mnist cifar10]
         [--sparsities 0 0.9 0.95] [--methods …] [--seeds 0 1 2] [--output runs/frontier]
 
-bSQH is ``BSQHStrategy(regularizer=Cardinality(sparsity))`` and has nothing to tune. Every peer is trained with four
+"bsqh" is ``BSQHStrategy(regularizer=Cardinality(sparsity))`` and has nothing to tune, "bsqh relative" has the rule
+``RelativeStep`` for ε. Every peer is trained with four
 learning rates on the first seed; the best one, by the validation split, is shown on all seeds. The test data choose
 nothing. SGD has Nesterov momentum, weight decay 5e-4 and a cosine, AdamW weight decay 1e-2 and a cosine; both prune by
 magnitude along the ramp that bSQH has. "model pruning" is Lightning's ModelPruning, "proximal" SGD with soft
@@ -39,7 +40,7 @@ from rich.console import Console
 
 import lightning_bsqh
 
-COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#000000", "#999999")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Run:
 def code_of(method: str) -> str:
     """Eight digits of all code that a training of the method depends on."""
     folders = [Path(__file__).parent.glob("frontier_*.py")]
-    if method == "bsqh":
+    if method.startswith("bsqh"):
         package = Path(lightning_bsqh.__file__).parent
         folders += [
             (package / name).rglob("*.py") for name in ("method", "sweeps", "network", "regularizers", "strategy")
@@ -188,7 +189,7 @@ def measure(runs: Runs, name: str, task: Task, options: argparse.Namespace) -> l
     rows = []
     for sparsity in options.sparsities:
         for method in options.methods:
-            if sparsity == 0.0 and method not in ("bsqh", "sgd", "adamw"):
+            if sparsity == 0.0 and method not in ("bsqh", "bsqh relative", "sgd", "adamw"):
                 continue
             rate = best_rate(runs, task, name, sparsity, method, options.seeds[0])
             each = [

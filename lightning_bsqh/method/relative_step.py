@@ -14,10 +14,10 @@ from lightning_bsqh.method.augmentation import Augmentation, Trial, UsualLength,
 class RelativeStep(Augmentation):
     """Chooses ε so that the step without a regulariser, ‖G/D‖/(2ε), is the share ``step`` of ‖w‖.
 
-    What one batch shows of the loss along a step says little about the others: the test on the same batch accepts steps
-    that are far too long, and the curvature along a short step forbids longer ones that would do well. The share of the
-    weights by which a network can move is much the same for all, whatever its width, its depth and its scale; a
-    rejection raises ε nevertheless, by 10 % at least and a factor of two at most, as the curvature along the step asks.
+    Where the gradient is small and the loss hardly curved at a distance, as in recurrent networks at the start, the
+    curvature along a short step forbids longer ones that would do well; here it counts after a rejection only, which
+    raises ε by 10 % at least and a factor of two at most. No default: where many filters are nearly empty nothing slows
+    it down in time.
     Noise makes weights grow, and longer steps more noise; so ε does not fall below the ``growth``-th part of what the
     first gradient asked for.
 
