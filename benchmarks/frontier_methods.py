@@ -133,6 +133,9 @@ class Regrowth(Sparse):
         scores = [torch.rand_like(w) ** (1.0 / d) for w, d in zip(tensors, density, strict=True)]
         self.masks = largest(scores, kept)
         self._apply(tensors)
+        for w, mask in zip(tensors, self.masks, strict=True):
+            # What is left of a layer's inputs shall carry as much as all of them.
+            w.div_(mask.float().mean().sqrt())
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
