@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -27,6 +29,23 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weights_only_in_all_versions() -> Iterator[None]:
+    # Lightning before 2.6 does not know the argument, and loads whatever is in a checkpoint.
+    if "weights_only" in inspect.signature(L.Trainer.fit).parameters:
+        yield
+        return
+    fit = L.Trainer.fit
+
+    @functools.wraps(fit)
+    def without(self: L.Trainer, *args: Any, weights_only: bool | None = None, **options: Any) -> None:
+        fit(self, *args, **options)
+
+    L.Trainer.fit = without
+    yield
+    L.Trainer.fit = fit
 
 
 @pytest.fixture(autouse=True)

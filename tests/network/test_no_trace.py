@@ -436,7 +436,18 @@ def test_kinds_of_tensors(tensor: Tensor) -> None:
         with without_trace(module, RandomState.capture(), memory.take(), []):
             pass
         BatchState([tensor], tensors=True).restore()
-    assert memory.take().same_as(memory.take()) or tensor.layout != torch.strided
+    alike = memory.take().same_as(memory.take())
+    assert alike or tensor.layout != torch.strided or not can_be_compared(tensor)
+
+
+def can_be_compared(tensor: Tensor) -> bool:
+    """Whether this torch can; 2.4 cannot with eight bits."""
+    if tensor.dtype != torch.float8_e4m3fn:
+        return True
+    try:
+        return torch.equal(tensor, tensor)
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def test_sparse_tensors_are_put_back() -> None:
