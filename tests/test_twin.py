@@ -70,6 +70,8 @@ REGULARIZERS = {
 }
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
 DEFAULT = ("rms", "curvature")
+# Rules and metrics that make test drives, with small starts; the default with both, all others make test-all.
+OFTEN = (DEFAULT, ("euclidean", "backtracking"), ("rms", "relative"))
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
 RULES = {
     "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
@@ -80,10 +82,13 @@ RULES = {
 }
 
 
-#: All, those of the default rule and metric with both starts; the rest is for make test-all.
 CASES = [
     pytest.param(
-        name, metric, rule, start, marks=() if start == "small" or (metric, rule) == DEFAULT else pytest.mark.slow
+        name,
+        metric,
+        rule,
+        start,
+        marks=() if (metric, rule) in OFTEN[: 3 if start == "small" else 1] else pytest.mark.slow,
     )
     for rule in ("backtracking", "curvature", "relative")
     for metric in STARTS
@@ -119,7 +124,7 @@ def test_single_batches_with_a_gradient_far_longer_than_usual(name: str, start: 
     assert seen["too_long"] > 5
 
 
-@pytest.mark.parametrize("trial_every", [3, 8])
+@pytest.mark.parametrize("trial_every", [pytest.param(3, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("metric", ["euclidean", "rms"])
 @pytest.mark.parametrize("name", ["l0", "l1", "cardinality", "rows", "box, l half", "cardinality and decay"])
 def test_untested_steps_and_what_takes_them_back(name: str, metric: str, trial_every: int) -> None:

@@ -76,7 +76,7 @@ def test_unknown_command_names_those_there_are(capsys) -> None:
     assert "there is no command 'fitt': choose from fit, validate, test, predict, demo" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_no_character_ends_a_command(tmp_path, encoding: str) -> None:
     folder = make_metrics(tmp_path / "ε→∞")
     code = f"from lightning_bsqh.cli import main; main(['report', {str(folder)!r}])"

@@ -121,7 +121,7 @@ main("fit --model project.Net --trainer.strategy bsqh --trainer.max_epochs 1 --n
     ("first", "strategy", "error"),
     [
         ("pytorch_lightning", '"bsqh"', "MisconfigurationException"),
-        ("lightning.pytorch", "BSQHStrategy()", "ValueError"),
+        pytest.param("lightning.pytorch", "BSQHStrategy()", "ValueError", marks=pytest.mark.slow),
     ],
 )
 def test_a_trainer_of_the_other_name(tmp_path: Path, first: str, strategy: str, error: str) -> None:
