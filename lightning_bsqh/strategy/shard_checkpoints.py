@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,35 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
     """
     states = checkpoint.get("optimizer_states", [])
     tensors = {"state_dict": checkpoint["state_dict"], **_tensors(states)}
-    if dist.get_rank() == 0 and path.is_file():
-        path.unlink()
-    path.mkdir(parents=True, exist_ok=True)
-    # What was there before is no checkpoint any more until all of this one is.
-    (path / _REST).unlink(missing_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    if dist.get_rank() == 0:
+        # Of a training that was ended while it wrote.
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
     dist.barrier()
-    dcp.save(tensors, checkpoint_id=path)
+    dcp.save(tensors, checkpoint_id=beside)
     if dist.get_rank() == 0:
         rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
-        beside = path / f".{_REST}.part"
-        torch.save({**rest, "optimizer_states": [with_tensors(state, _nothing) for state in states]}, beside)
-        beside.replace(path / _REST)
+        torch.save({**rest, "optimizer_states": [with_tensors(state, _nothing) for state in states]}, beside / _REST)
+        put_in_place(beside, path)
     dist.barrier()
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Gives a finished folder its name; what had it before is there until then.
+
+    Args:
+        beside: The folder.
+        path: Its name, which a file or another folder may have.
+    """
+    before = path.with_name(f".{path.name}.before")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(before, ignore_errors=True)
+        path.rename(before)
+    else:
+        path.unlink(missing_ok=True)
+    beside.rename(path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def load_folder(path: Path, module: nn.Module, parameters: Sequence[Sequence[Tensor]], weights_only: Any) -> Any:
