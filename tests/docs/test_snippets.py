@@ -268,7 +268,7 @@ def _one_line(text: str) -> torch.nn.Module:
     x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
     network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     batches = [(x, (x[:, 0] > 0).long())]
-    exec(text, {"model": Module(network), "data": DataLoader(batches, batch_size=None)})  # type: ignore[arg-type]
+    exec(text, {"model": Module(network), "data": DataLoader(batches, batch_size=None)})
     return network
 
 
@@ -290,4 +290,4 @@ def test_options_at_a_glance_run_one_after_the_other() -> None:
     assert len(texts) == 3
     for text in texts:
         exec(text, names)
-    assert names["optimizer"].iterations > 1  # type: ignore[attr-defined]
+    assert names["optimizer"].iterations > 1

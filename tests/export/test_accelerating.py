@@ -190,13 +190,19 @@ def test_in_place_and_channels_last_change_no_output(network: nn.Module, batch: 
     in_place(small, (x,))
     assert torch.allclose(small(other), expected, rtol=1e-12, atol=1e-12)
     channels_last(small, (x,))
-    try:
-        outputs = small(other)
-    except RuntimeError as error:
-        assert "view" in str(error)  # noqa: PT017
-    else:
-        assert torch.allclose(outputs, expected, rtol=1e-10, atol=1e-10)
+    outputs = unless_it_is_a_view(small, other)
+    assert outputs is None or torch.allclose(outputs, expected, rtol=1e-10, atol=1e-10)
     assert torch.equal(other, before)
+
+
+def unless_it_is_a_view(network: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """The outputs; None where a view asks for the usual order of memory, as accelerate finds out itself."""
+    try:
+        return network(x)
+    except RuntimeError as error:
+        if "view" not in str(error):
+            raise
+        return None
 
 
 def test_only_what_nothing_else_reads_is_overwritten() -> None:
