@@ -58,7 +58,6 @@ class BSQHOptions:
         integer("max_trials", self.max_trials, low=1)
         if self.total_steps is not None:
             integer("total_steps", self.total_steps, low=1)
-        longest = longest_interval(self.trial_every)
         choice("sweep", self.sweep, ("jacobi", "gauss-seidel"))
         choice("on_stall", self.on_stall, ("warn", "raise"))
         check_layers(self.layers)
@@ -68,11 +67,6 @@ class BSQHOptions:
             check_option(self.regularizer, self.regularize)
         self.make_augmentation()
         self._check_sweep()
-        if isinstance(self.trial_every, int) and longest > 1 and self._tests_all:
-            raise ValueError(
-                f"trial_every={self.trial_every!r} is for batch_mode='mini' with sweep='jacobi': full-batch mode"
-                " promises a decrease in every iteration, and in a gauss-seidel sweep the trial makes the candidate."
-            )
 
     def _check_sweep(self) -> None:
         if self.sweep == "gauss-seidel" and self.full_batch is not None:
@@ -80,6 +74,11 @@ class BSQHOptions:
                 "sweep='gauss-seidel' cannot be used with batch_mode='full', where a layer would be updated before"
                 " the other micro-batches have reached it: use sweep='jacobi', or batch_mode='mini' with all data"
                 " in one batch."
+            )
+        if longest_interval(self.trial_every) > 1 and self._tests_all and not isinstance(self.trial_every, str):
+            raise ValueError(
+                f"trial_every={self.trial_every!r} is for batch_mode='mini' with sweep='jacobi': full-batch mode"
+                " promises a decrease in every iteration, and in a gauss-seidel sweep the trial makes the candidate."
             )
 
     @property

@@ -13,7 +13,7 @@ from lightning_bsqh._validation import integer, number
 from lightning_bsqh.certificate.sampling import sampled_residual
 from lightning_bsqh.method.hamiltonian import affine_hamiltonian, elementwise_gain
 from lightning_bsqh.method.iteration import Iteration
-from lightning_bsqh.method.metric import make_metric
+from lightning_bsqh.method.metric import Unreached, make_metric
 from lightning_bsqh.network.layer_calls import Boundaries, recording
 from lightning_bsqh.network.layers import Layer, LayerChoice, find_layers, only_trained
 from lightning_bsqh.network.packing import Pack
@@ -443,8 +443,8 @@ def _metric(
     result: dict[str, MetricWeight] = {}
     for name, w in weights.items():
         pack = Pack([w], [0])
-        low = {0} if regularizer.couples_tensors else set()
-        weight = rule.weight(pack, pack.gradients([gradients[name]]), [{}], low, {})
+        unreached = Unreached(low={0} if regularizer.couples_tensors else set())
+        weight = rule.weight(pack, pack.gradients([gradients[name]]), [{}], unreached)
         result[name] = weight.view(w.shape) if isinstance(weight, Tensor) else weight
     return result
 

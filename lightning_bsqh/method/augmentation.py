@@ -4,48 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
 
 from lightning_bsqh._validation import flag, number
 
-
-@dataclass(frozen=True)
-class Trial:
-    """What a rule learns from one trial sweep.
-
-    Attributes:
-        epsilon: The ε with which û was made, schedule included.
-        loss_change: L_B(û) − L_B(w), possibly not finite.
-        slope: ⟨G, û − w⟩, the decrease that the linear model promises.
-        tau: ‖û − w‖²_D.
-        accepted: Whether û became the iterate.
-        tightened: Whether w violated a constraint that has just been tightened: then û − w is mostly
-            thresholding, and its curvature says little about the smooth part.
-        resolution: The rounding error of the loss; what lies below it is noise.
-        length: Σ G²/(4D), which is ε²τ of the step without a regulariser: a measure of the gradient.
-        relative: ‖G/D‖/‖w‖ over all weights: 2ε times the length of that step, as a share of that of the weights.
-    """
-
-    epsilon: float
-    loss_change: float
-    slope: float
-    tau: float
-    accepted: bool
-    tightened: bool
-    resolution: float
-    length: float = math.nan
-    relative: float = math.nan
-
-    @property
-    def curvature(self) -> float | None:
-        """Λ̂ = 2(L_B(û) − L_B(w) + ⟨G, û−w⟩)/‖û−w‖²_D, None where it cannot be told (method §4)."""
-        second_order = self.loss_change + self.slope
-        if not math.isfinite(second_order) or self.tau <= 0.0 or abs(second_order) <= self.resolution:
-            return None
-        return 2.0 * second_order / self.tau
+# Under this name, too, as rules of users import it from here.
+from lightning_bsqh.method.trial import Trial as Trial
 
 
 class CosineRaise:
@@ -64,42 +30,6 @@ class CosineRaise:
         return min(1.0 / share, self.limit) if share > 0.0 else self.limit
 
 
-class UsualLength:
-    """How long gradients usually are, in Σ G²/(4D), and the ε for one that is far longer.
-
-    Args:
-        outlier: How many times as long as usual a step may be; None sets no limit.
-        memory: Decay of the running average per batch.
-    """
-
-    def __init__(self, outlier: float | None, memory: float) -> None:
-        self.outlier, self.memory = outlier, memory
-        #: The running average; None before the first step.
-        self.length: float | None = None
-
-    def epsilon_for(self, epsilon: float, length: float) -> float:
-        """``epsilon``, or the larger one with which the step is just as long as it may be."""
-        if not self.length or self.outlier is None or not math.isfinite(length):
-            return epsilon
-        return max(epsilon, math.sqrt(length / (self.outlier * self.length)) * epsilon)
-
-    def observe(self, length: float) -> None:
-        """Takes note of the gradient of an accepted step."""
-        if not math.isfinite(length):
-            return
-        usual = length if self.length is None else self.length
-        # An outlier that was not let through for all its length shall not become usual for all of it either.
-        counted = length if self.outlier is None else min(length, self.outlier * usual)
-        self.length = self.memory * usual + (1.0 - self.memory) * counted
-
-
-def raised(epsilon: float, trial: Trial, safety: float) -> float:
-    """ε after a rejected trial: what its own curvature asks for, but 10 % more at least and twice as much at most."""
-    own = trial.curvature
-    target = math.inf if own is None else safety * own / 2.0
-    return min(max(target, 1.1 * epsilon), 2.0 * epsilon)
-
-
 class Augmentation(ABC):
     """Chooses ε from what the trials show.
 
@@ -113,6 +43,9 @@ class Augmentation(ABC):
         schedule: Whether ε is raised towards the end of a training of known length by
             :class:`CosineRaise`.
     """
+
+    #: Whether :meth:`epsilon_for` and :meth:`observe` are to be told ‖G/D‖/‖w‖.
+    looks_at_weights = False
 
     def __init__(
         self,
@@ -169,7 +102,8 @@ class Augmentation(ABC):
         Args:
             epsilon: What :meth:`epsilon_at` gave.
             length: Σ G²/(4D), which is ε²τ of the step without a regulariser, whatever ε is.
-            relative: ‖G/D‖/‖w‖, 2ε times the length of that step as a share of that of the weights.
+            relative: ‖G/D‖/‖w‖, 2ε times the length of that step as a share of that of the weights; given only to a
+                rule that looks at it.
         """
         return epsilon
 
@@ -216,7 +150,81 @@ class Backtracking(Augmentation):
         self.epsilon = self.epsilon * (self.zeta if trial.accepted else self.sigma)
 
 
-class Curvature(Augmentation):
+class TargetRule(Augmentation):
+    """Moves ln ε towards a target of a subclass, and shortens steps along gradients that are far longer than usual.
+
+    Args:
+        epsilon: Start ε⁰ > 0; None takes the metric's.
+        memory: Decay in [0, 1) of the running averages per batch.
+        smoothing: Part in (0, 1] of the distance that one accepted trial covers.
+        fall: Largest decrease of ln ε by one accepted trial, > 0.
+        rise: Largest increase of ln ε by one accepted trial, > 0.
+        outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
+        epsilon_min: Lower bound, > 0.
+        epsilon_max: Upper bound.
+        schedule: Whether to raise ε towards the end of training.
+    """
+
+    def __init__(
+        self,
+        epsilon: float | None,
+        memory: float,
+        smoothing: float,
+        fall: float,
+        rise: float,
+        outlier: float | None,
+        epsilon_min: float,
+        epsilon_max: float,
+        schedule: bool,
+    ) -> None:
+        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
+        self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
+        self.fall = number("fall", fall, low=0.0, open_low=True)
+        self.rise = number("rise", rise, low=0.0, open_low=True)
+        self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
+        # Whether ε has been near its target once: from then on it falls slowly.
+        self._settled = False
+        # The running average of Σ G²/(4D); None before the first step.
+        self._length: float | None = None
+
+    @override
+    def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
+        if not self._length or self.outlier is None or not math.isfinite(length):
+            return epsilon
+        return max(epsilon, min(math.sqrt(length / (self.outlier * self._length)) * epsilon, self.epsilon_max))
+
+    def _average_length(self, length: float) -> None:
+        """Takes note of the gradient of an accepted step."""
+        if not math.isfinite(length):
+            return
+        usual = length if self._length is None else self._length
+        # An outlier that was not let through for all its length shall not become usual for all of it either.
+        counted = length if self.outlier is None else min(length, self.outlier * usual)
+        self._length = self.memory * usual + (1.0 - self.memory) * counted
+
+    def _rise(self, trial: Trial, safety: float) -> None:
+        """After a rejected trial: to what its own curvature asks for, but by 10 % at least and twofold at most."""
+        own = trial.curvature
+        target = math.inf if own is None else safety * own / 2.0
+        self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
+
+    def _approach(self, distance: float) -> None:
+        """Covers a part of a distance in ln ε."""
+        self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "settled": self._settled, "length": self._length}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._settled = bool(state.get("settled", True))
+        self._length = state.get("length")
+
+
+class Curvature(TargetRule):
     """Drives ε towards ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (method §4).
 
     Λ̄ = 2 Σ(L_B(û) − L_B(w) + ⟨G, û−w⟩) / Σ‖û−w‖²_D, both sums exponential averages over the batches: a
@@ -265,19 +273,11 @@ class Curvature(Augmentation):
         epsilon_max: float = 1e12,
         schedule: bool = True,
     ) -> None:
-        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        super().__init__(epsilon, memory, smoothing, fall, rise, outlier, epsilon_min, epsilon_max, schedule)
         self.safety = number("safety", safety, low=0.5, open_low=True)
-        self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
         self.floor = None if floor is None else number("floor", floor, low=0.0)
-        self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
-        self.fall = number("fall", fall, low=0.0, open_low=True)
-        self.rise = number("rise", rise, low=0.0, open_low=True)
-        self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
         self._second_order = 0.0
         self._tau = 0.0
-        # Whether ε has been near its target once: from then on it falls slowly.
-        self._settled = False
-        self._usual = UsualLength(self.outlier, self.memory)
 
     @override
     def prepare(self, default_epsilon: float, default_floor: float) -> None:
@@ -287,15 +287,11 @@ class Curvature(Augmentation):
         self.epsilon = max(self.epsilon, self.floor)
 
     @override
-    def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
-        return min(self._usual.epsilon_for(epsilon, length), max(epsilon, self.epsilon_max))
-
-    @override
     def observe(self, trial: Trial) -> None:
         if trial.accepted:
-            self._usual.observe(trial.length)
+            self._average_length(trial.length)
         if not trial.accepted:
-            self.epsilon = raised(self.epsilon, trial, self.safety)
+            self._rise(trial, self.safety)
         elif not trial.tightened:
             if trial.curvature is not None:
                 self._average(trial)
@@ -311,7 +307,7 @@ class Curvature(Augmentation):
             self.epsilon *= max(target / self.epsilon, 0.5)
         elif not only_bound:
             self._settled = self._settled or distance >= -1.0
-            self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
+            self._approach(distance)
 
     def _average(self, trial: Trial) -> None:
         # The bias of the start is the same in both averages and cancels in their ratio.
@@ -321,13 +317,10 @@ class Curvature(Augmentation):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = {"second_order": self._second_order, "tau": self._tau, "settled": self._settled}
-        return {**super().state_dict(), **own, "length": self._usual.length}
+        return {**super().state_dict(), "second_order": self._second_order, "tau": self._tau}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._second_order = float(state.get("second_order", 0.0))
         self._tau = float(state.get("tau", 0.0))
-        self._settled = bool(state.get("settled", True))
-        self._usual.length = state.get("length")

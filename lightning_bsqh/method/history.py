@@ -60,7 +60,7 @@ class History:
         self.accepted -= 1
 
     def skip(self, loss: float, epsilon: float, counted: bool) -> str | None:
-        """Takes note of an iteration that changed nothing.
+        """Takes note of an iteration that took no step.
 
         Args:
             loss: L_B(w).

@@ -33,10 +33,10 @@ class Iteration:
         regularized: Positions of the tensors that R acts on.
         checks: The layers that are not affine in their parameters and can be run alone.
         packs: The parameters side by side, with the regularised ones first; None makes them.
-        unreached: Positions of the parameters that no gradient has reached yet.
+        unreached: Positions of the parameters that no gradient had reached before, each with whether one does now; None
+            where only the device knows.
         apart: Whether R has to see the tensors apart, although it could do without.
-        reached: Of the unreached ones, by position, whether their gradient reaches them now; None if only the device
-            knows.
+        looks_at_weights: Whether ‖G/D‖ and ‖w‖ are wanted, too.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Iteration:
         regularized: Sequence[int],
         checks: Sequence[TrueHamiltonian] = (),
         packs: Sequence[Pack] | None = None,
-        unreached: Sequence[int] = (),
+        unreached: Mapping[int, bool | None] | None = None,
         apart: bool = False,
-        reached: Mapping[int, bool] | None = None,
+        looks_at_weights: bool = False,
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
@@ -73,8 +73,8 @@ class Iteration:
         self._layer_metric: Sequence[MetricWeight] = ()
         self._layer_regularizers: dict[int, Regularizer] = {}
         self._excess = 0.0
-        self._unreached = unreached
-        self._reached = reached or {}
+        self._unreached = unreached or {}
+        self._looks_at_weights = looks_at_weights
         self._of_gradient: dict[str, Tensor | float] = {}
         self._enough: Tensor | bool = True
         base = self._weights(self._base)
@@ -91,9 +91,9 @@ class Iteration:
     def scalars(self) -> dict[str, Tensor | float]:
         """What has to be read of w and G, by name, once there is a candidate.
 
-        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``direction`` ‖G/D‖² and ``weights`` ‖w‖²;
-        ``peak`` the largest |G|; ``admitted`` whether w satisfies the constraint; ``reached/<position>`` whether a
-        gradient reaches a parameter for the first time.
+        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``peak`` the largest |G|; ``admitted`` whether w
+        satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time; and
+        where they are wanted, ``direction`` ‖G/D‖² and ``weights`` ‖w‖².
         """
         return {"admitted": self.admitted, "enough": self._enough, **self._of_gradient}
 
@@ -126,20 +126,14 @@ class Iteration:
     def _look_at(self, directions: Sequence[Tensor]) -> None:
         lengths = [torch.dot(g, s) for g, s in zip(self.slopes, directions, strict=True)]
         peaks = [torch.linalg.vector_norm(g, math.inf) for g in self.slopes if g.numel()]
-        self._of_gradient = {
-            "length": _total(lengths) * 0.25,
-            "direction": _total([torch.dot(s, s) for s in directions]),
-            "weights": _total([torch.dot(w, w) for w in self.start]),
-            "peak": _largest(peaks),
-        }
-        for i in self._unreached:
-            self._of_gradient[f"reached/{i}"] = self._reaches(i)
-
-    def _reaches(self, position: int) -> Tensor | float:
-        gradient = self.gradients[position]
-        if position in self._reached:
-            return float(self._reached[position])
-        return 0.0 if gradient is None else gradient.any()
+        self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
+        if self._looks_at_weights:
+            self._of_gradient["direction"] = _total([torch.dot(s, s) for s in directions])
+            self._of_gradient["weights"] = _total([torch.dot(w, w) for w in self.start])
+        for i, known in self._unreached.items():
+            gradient = self.gradients[i]
+            on_device = 0.0 if gradient is None else gradient.any()
+            self._of_gradient[f"reached/{i}"] = on_device if known is None else float(known)
 
     def _safeguarded_(self, metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
         excess = self._safeguard.apply_(

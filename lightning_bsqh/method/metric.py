@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,25 @@ from typing_extensions import override
 from lightning_bsqh._validation import shown
 from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """What is known of the parameters that no gradient has reached before this iteration.
+
+    Attributes:
+        low: Positions of those whose weights stand against those of others, as for the places of Cardinality.
+        reached: By position, whether this iteration's gradient reaches them, where the processes have told each other;
+            elsewhere only the device knows.
+    """
+
+    low: Collection[int] = ()
+    reached: Mapping[int, bool] = field(default_factory=dict)
+
+    def is_reached(self, position: int, gradient: Tensor) -> Tensor:
+        """Whether a gradient has an element that is not zero, in any process: a scalar on its device."""
+        known = self.reached.get(position)
+        return gradient.any() if known is None else torch.tensor(known, device=gradient.device)
 
 
 class Metric(ABC):
@@ -33,24 +53,14 @@ class Metric(ABC):
         return torch.finfo(dtype).max
 
     @abstractmethod
-    def weight(
-        self,
-        pack: Pack,
-        gradient: Tensor,
-        states: Sequence[dict[str, Any]],
-        low: Collection[int],
-        reached: Mapping[int, bool],
-    ) -> Any:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> Any:
         """D with this iteration's gradient taken in.
 
         Args:
             pack: Whose parameters.
             gradient: −G of all of them, shape ``[n]``.
             states: What is remembered of each parameter of the pack.
-            low: Positions of the parameters whose weights stand against those of others, as for the places of
-                Cardinality.
-            reached: Of parameters without a state, by position, whether their gradient has an element that is not
-                zero, as far as that is known already.
+            unreached: What is known of the parameters without a state.
 
         Returns:
             A new tensor of shape ``[n]``, or a scalar; positive.
@@ -93,14 +103,7 @@ class Euclidean(Metric):
     default_floor = 0.0
 
     @override
-    def weight(
-        self,
-        pack: Pack,
-        gradient: Tensor,
-        states: Sequence[dict[str, Any]],
-        low: Collection[int],
-        reached: Mapping[int, bool],
-    ) -> float:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> float:
         return 1.0
 
     @override
@@ -136,30 +139,17 @@ class RMS(Metric):
         self._means: dict[Pack, Tensor] = {}
 
     @override
-    def weight(
-        self,
-        pack: Pack,
-        gradient: Tensor,
-        states: Sequence[dict[str, Any]],
-        low: Collection[int],
-        reached: Mapping[int, bool],
-    ) -> Tensor:
+    def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> Tensor:
         mean = self._with(pack, gradient, states)
         updates = [int(state.get("updates", 0)) for state in states]
         usual = max(updates)
         metric = mean.div_(self._correction(usual + 1)).sqrt_().add_(self.tiny)
         if min(updates) < usual or usual == 0:
-            self._correct_others_(metric, pack, gradient, updates, low, reached)
+            self._correct_others_(metric, pack, gradient, updates, unreached)
         return metric
 
     def _correct_others_(
-        self,
-        metric: Tensor,
-        pack: Pack,
-        gradient: Tensor,
-        updates: Sequence[int],
-        low: Collection[int],
-        reached: Mapping[int, bool],
+        self, metric: Tensor, pack: Pack, gradient: Tensor, updates: Sequence[int], unreached: Unreached
     ) -> None:
         """What joined later than most, or is not reached yet, has a correction of its own."""
         usual = max(updates)
@@ -169,10 +159,8 @@ class RMS(Metric):
                 factor = (self._correction(usual + 1) / self._correction(count + 1)) ** 0.5
                 own.sub_(self.tiny).mul_(factor).add_(self.tiny)
             if count == 0:
-                unreached = torch.full_like(own, self.tiny if position in low else 1.0)
-                # Whether this is its first gradient only the device knows, if not all processes together.
-                is_first = g.any() if position not in reached else torch.tensor(reached[position], device=g.device)
-                own.copy_(torch.where(is_first, own, unreached))
+                without = torch.full_like(own, self.tiny if position in unreached.low else 1.0)
+                own.copy_(torch.where(unreached.is_reached(position, g), own, without))
 
     @override
     def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:

@@ -8,18 +8,17 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
-from lightning_bsqh.method.augmentation import Augmentation, Trial, UsualLength, raised
+from lightning_bsqh.method.augmentation import TargetRule, Trial
 
 
-class RelativeStep(Augmentation):
+class RelativeStep(TargetRule):
     """Chooses ε so that the step without a regulariser, ‖G/D‖/(2ε), is the share ``step`` of ‖w‖.
 
     Where the gradient is small and the loss hardly curved at a distance, as in recurrent networks at the start, the
     curvature along a short step forbids longer ones that would do well; here it counts after a rejection only, which
     raises ε by 10 % at least and a factor of two at most. No default: where many filters are nearly empty nothing slows
-    it down in time.
-    Noise makes weights grow, and longer steps more noise; so ε does not fall below the ``growth``-th part of what the
-    first gradient asked for.
+    it down in time. Noise makes weights grow, and longer steps more noise; so ε does not fall below the ``growth``-th
+    part of what the first gradient asked for.
 
     The start is ten times larger, so that no network is shaken before D has seen some batches; every accepted trial
     halves ε until the share is reached. Then ln ε covers the part ``smoothing`` of its distance per accepted trial,
@@ -48,6 +47,7 @@ class RelativeStep(Augmentation):
     #: By how much the start is larger than what the share asks for.
     _WARM_UP = 10.0
     _SAFETY = 0.55
+    looks_at_weights = True
 
     def __init__(
         self,
@@ -63,26 +63,18 @@ class RelativeStep(Augmentation):
         epsilon_max: float = 1e12,
         schedule: bool = True,
     ) -> None:
-        super().__init__(epsilon, epsilon_min, epsilon_max, schedule)
+        super().__init__(epsilon, memory, smoothing, fall, rise, outlier, epsilon_min, epsilon_max, schedule)
         self.step = number("step", step, low=0.0, open_low=True)
         self.growth = number("growth", growth, low=1.0)
-        self.memory = number("memory", memory, low=0.0, high=1.0, open_high=True)
-        self.smoothing = number("smoothing", smoothing, low=0.0, high=1.0, open_low=True)
-        self.fall = number("fall", fall, low=0.0, open_low=True)
-        self.rise = number("rise", rise, low=0.0, open_low=True)
-        self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
-        self._usual = UsualLength(self.outlier, self.memory)
         # ‖G/D‖/‖w‖ of the first step and its running average; None before the first step.
         self._first: float | None = None
         self._relative: float | None = None
         # Whether the start is left to the first gradient.
         self._is_open = epsilon is None
-        # Whether the share has been reached: from then on ε falls slowly.
-        self._settled = False
 
     @override
     def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
-        found = self._usual.epsilon_for(epsilon, length)
+        found = super().epsilon_for(epsilon, length)
         wanted = relative / (2.0 * self.step)
         if math.isfinite(wanted):
             if self._relative is None and self._is_open:
@@ -97,9 +89,9 @@ class RelativeStep(Augmentation):
             # The start, raised or not.
             self.epsilon = max(self.epsilon, trial.epsilon)
         if not trial.accepted:
-            self.epsilon = raised(self.epsilon, trial, self._SAFETY)
+            self._rise(trial, self._SAFETY)
             return
-        self._usual.observe(trial.length)
+        self._average_length(trial.length)
         # Without gradient, or with all weights zero, there is nothing to go by.
         if 0.0 < trial.relative < math.inf:
             if self._first is None or self._relative is None:
@@ -112,17 +104,13 @@ class RelativeStep(Augmentation):
             self._settled = target >= 0.5 * self.epsilon
             self.epsilon = max(target, 0.5 * self.epsilon)
             return
-        distance = math.log(target / self.epsilon)
-        self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
+        self._approach(math.log(target / self.epsilon))
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = {"first": self._first, "relative": self._relative, "length": self._usual.length}
-        return {**super().state_dict(), **own, "settled": self._settled}
+        return {**super().state_dict(), "first": self._first, "relative": self._relative}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._first, self._relative = state.get("first"), state.get("relative")
-        self._usual.length = state.get("length")
-        self._settled = bool(state.get("settled", True))

@@ -144,6 +144,8 @@ class Search:
         self._on_first = on_first
         self._projected = False
         self._least = 0.0
+        # What was read last.
+        self._values: dict[str, float] = {}
         self._length = self._relative = math.nan
         self._resolution = 0.0
 
@@ -169,7 +171,7 @@ class Search:
                 self._iteration.take_apart()
                 found.taken_apart = True
                 change = self._attempt(found, epsilon, loss, resolution)
-            raised = self._augmentation.epsilon_for(epsilon, self._length, self._relative)
+            raised = self._raised(epsilon)
             if raised > epsilon:
                 # The batch's gradient is far longer than usual: this candidate is not even looked at.
                 change = self._attempt(found, raised, loss, resolution)
@@ -197,15 +199,13 @@ class Search:
         if self._maximise is None:
             return False
         epsilon = self._next_epsilon()
-        candidate = self._maximise(epsilon)
-        values = self._reduction.read({"loss": loss, **self._iteration.scalars(), **candidate.scalars()})
-        self._take(found, values, epsilon)
-        self._start(found, values, epsilon, resolution)
+        self._read(found, epsilon, self._maximise(epsilon), {"loss": loss})
+        self._start(found, epsilon, resolution)
         found.accepted = (
             found.leaves_enough
             and not found.tightened
             and not found.candidate.was_thrown_away
-            and self._augmentation.epsilon_for(epsilon, self._length, self._relative) <= epsilon
+            and self._raised(epsilon) <= epsilon
         )
         found.change = math.nan if found.accepted else math.inf
         return found.accepted
@@ -215,27 +215,30 @@ class Search:
         candidate, trial_loss = self._propose(epsilon)
         first = found.trials == 0
         found.trials += 1
-        values = self._reduction.read(
-            {
-                "trial": trial_loss,
-                "loss": loss,
-                **self._iteration.scalars(),
-                **candidate.scalars(),
-            }
-        )
-        self._take(found, values, epsilon)
+        self._read(found, epsilon, candidate, {"trial": trial_loss, "loss": loss})
         if first:
-            self._start(found, values, epsilon, resolution)
-        return values["trial"]
+            self._start(found, epsilon, resolution)
+        return self._values["trial"]
 
-    def _take(self, found: Found, values: dict[str, float], epsilon: float) -> None:
+    def _read(self, found: Found, epsilon: float, candidate: Candidate, losses: dict[str, Tensor | float]) -> None:
+        """The one look at the host for a candidate."""
+        self._values = self._reduction.read({**losses, **self._iteration.scalars(), **candidate.scalars()})
         found.epsilon = epsilon
-        found.candidate = Candidate.read_from(values)
-        found.leaves_enough = bool(values["enough"])
-        self._length = values["length"]
-        self._relative = math.sqrt(values["direction"] / values["weights"]) if values["weights"] > 0.0 else math.inf
+        found.candidate = Candidate.read_from(self._values)
+        found.leaves_enough = bool(self._values["enough"])
+        self._length = self._values["length"]
+        weights = self._values.get("weights", math.nan)
+        self._relative = math.sqrt(self._values["direction"] / weights) if weights > 0.0 else math.nan
 
-    def _start(self, found: Found, values: dict[str, float], epsilon: float, resolution: float) -> None:
+    def _raised(self, epsilon: float) -> float:
+        """ε to try instead, now that the gradient is known."""
+        rule = self._augmentation
+        if rule.looks_at_weights:
+            return rule.epsilon_for(epsilon, self._length, self._relative)
+        return rule.epsilon_for(epsilon, self._length)
+
+    def _start(self, found: Found, epsilon: float, resolution: float) -> None:
+        values = self._values
         found.loss = found.base_loss = values["loss"]
         if not math.isfinite(found.loss) or not values["peak"] <= min(self._options.largest_gradient, _LARGEST):
             raise NotFinite(found.loss)

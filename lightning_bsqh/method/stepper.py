@@ -17,7 +17,7 @@ from lightning_bsqh.method.bent_layers import BentLayers
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
 from lightning_bsqh.method.iteration import Iteration
-from lightning_bsqh.method.metric import Metric
+from lightning_bsqh.method.metric import Metric, Unreached
 from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.search import Found, NoStep, NotFinite, Search, SearchOptions
@@ -110,7 +110,7 @@ class Stepper:
         Raises:
             NoStep: If loss or gradient are not finite, or the step before has gone astray; nothing has changed then.
         """
-        iteration = self._make_iteration(adjoint, trained, regularizer)
+        iteration = self._make_iteration(trained, regularizer, augmentation.looks_at_weights)
         self._can_go_back = self._before.is_known(self._packs, trained.states)
         if not self._can_go_back:
             options = replace(options, loss_limit=math.inf)
@@ -207,25 +207,44 @@ class Stepper:
 
         return jacobi if gauss_seidel is None else one_after_the_other
 
-    def _make_iteration(self, adjoint: AdjointPass, trained: Trained, regularizer: Regularizer) -> Iteration:
+    def _make_iteration(self, trained: Trained, regularizer: Regularizer, looks_at_weights: bool) -> Iteration:
         regularized = trained.regularized_positions
         packs = self._packs_of(trained, regularized)
-        unreached = self._metric.unreached(trained.states)
-        low = contested(regularizer, regularized) if unreached else set()
         gradients = [_dense(p.grad) for p in trained.parameters.values()]
-        known = self._reduction.reached([gradients[i] for i in unreached]) if unreached else None
-        reached = dict(zip(unreached, known, strict=True)) if known is not None else {}
+        positions = self._metric.unreached(trained.states)
+        unreached = (
+            self._look_at_unreached(positions, gradients, regularizer, regularized) if positions else Unreached()
+        )
 
         def metric(pack: Pack, gradient: Tensor) -> MetricWeight:
             states = [trained.states[i] for i in pack.positions]
-            weight: MetricWeight = self._metric.weight(pack, gradient, states, low, reached)
+            weight: MetricWeight = self._metric.weight(pack, gradient, states, unreached)
             return weight
 
         checks = self._bent.checks(trained, self._reduction) if self._bent is not None else []
-        parameters = list(trained.parameters.values())
-        apart = self._apart > 0
-        parts = (regularizer, regularized, checks, packs, unreached, apart, reached)
-        return Iteration(parameters, gradients, metric, *parts)
+        return Iteration(
+            list(trained.parameters.values()),
+            gradients,
+            metric,
+            regularizer,
+            regularized,
+            checks,
+            packs,
+            {i: unreached.reached.get(i) for i in positions},
+            apart=self._apart > 0,
+            looks_at_weights=looks_at_weights,
+        )
+
+    def _look_at_unreached(
+        self,
+        positions: Sequence[int],
+        gradients: Sequence[Tensor | None],
+        regularizer: Regularizer,
+        regularized: Sequence[int],
+    ) -> Unreached:
+        known = self._reduction.reached([gradients[i] for i in positions])
+        reached = {} if known is None else dict(zip(positions, known, strict=True))
+        return Unreached(contested(regularizer, regularized), reached)
 
     def _packs_of(self, trained: Trained, regularized: list[int]) -> list[Pack]:
         key = (list(trained.parameters), regularized)

@@ -83,9 +83,9 @@ class Training:
         if adjoint.loss is None:
             return None, self._skip(math.nan, counted=False)
         marks, largest = self.regularization.marks(), self.metric.largest_gradient(trained.dtype)
-        now = self.schedule
+        tests = self.schedule
         options = SearchOptions(
-            eta, max_trials, self.progress, largest, now.is_due, now.stands_for, loss_limit=now.loss_limit
+            eta, max_trials, self.progress, largest, tests.is_due, tests.stands_for, tests.loss_limit
         )
         epsilon = self.augmentation.epsilon
         try:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_bsqh import BSQHOptimizer, BSQHStrategy, Cardinality, RelativeStep
+from lightning_bsqh import BSQHOptimizer, BSQHStrategy, Cardinality, Curvature, RelativeStep
 from lightning_bsqh.method.augmentation import Trial
 from tests.problems import cross_entropy, data
 
@@ -138,5 +138,25 @@ def test_no_step_of_a_training_is_longer(width: int, metric: str) -> None:
     assert cross_entropy(network, x, y) < 0.8
 
 
-def test_the_strategy_takes_it_from_a_class_path() -> None:
+def test_the_strategy_takes_it() -> None:
     assert BSQHStrategy(augmentation=RelativeStep(step=0.05)) is not None
+
+
+def test_a_rule_that_does_not_look_at_the_weights_is_told_nothing_of_them() -> None:
+    seen = []
+
+    class Old(Curvature):
+        def epsilon_for(self, epsilon: float, length: float) -> float:
+            seen.append(length)
+            return super().epsilon_for(epsilon, length)
+
+        def observe(self, trial: Trial) -> None:
+            assert math.isnan(trial.relative)
+            super().observe(trial)
+
+    network = nn.Linear(6, 3).double()
+    optimizer = BSQHOptimizer(network, regularizer=Cardinality(0.5), augmentation=Old(), total_steps=80, trial_every=2)
+    x, y = data()
+    for _ in range(80):
+        optimizer.step(lambda: cross_entropy(network, x, y))
+    assert len(seen) >= 80
