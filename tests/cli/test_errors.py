@@ -36,7 +36,7 @@ def bare_command_line(monkeypatch, tmp_path) -> None:
             ],
             "sparsity must",
         ),
-        ([*OURS, "--trainer.strategi.eta=1"], "unrecognized arguments: --trainer.strategi.eta=1"),
+        ([*OURS, "--trainer.strategi.eta=1"], "nrecognized arguments: --trainer.strategi.eta=1"),
         ([*BORING, "--trainer.max_epochs=x"], "trainer.max_epochs: Expected a <class 'int'>"),
         ([*BORING, "--trainer.strategy=nothing"], "nothing"),
         ([*BORING, "--trainer.accelerator=abacus"], "abacus"),
