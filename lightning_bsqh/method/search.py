@@ -268,6 +268,7 @@ class Search:
             self._resolution,
             self._length,
             self._relative,
+            self._options.progress,
         )
         # The untested steps before it would have shown much the same.
         for _ in range(self._options.stands_for if found.accepted and found.trials == 1 else 1):

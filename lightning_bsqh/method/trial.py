@@ -22,6 +22,7 @@ class Trial:
         length: Σ G²/(4D), which is ε²τ of the step without a regulariser: a measure of the gradient.
         relative: ‖G/D‖/‖w‖ over all weights: 2ε times the length of that step, as a share of that of the weights; not a
             number unless the rule looks at it.
+        progress: Share of the training that is done; None if its length is unknown.
     """
 
     epsilon: float
@@ -33,6 +34,7 @@ class Trial:
     resolution: float
     length: float = math.nan
     relative: float = math.nan
+    progress: float | None = None
 
     @property
     def curvature(self) -> float | None:
