@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-for package in ("onnx", "onnxruntime", "onnxscript"):
-    pytest.importorskip(package)
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
 from lightning_bsqh.export import to_onnx, to_pt2
 
