@@ -40,7 +40,7 @@ class Augmentation(ABC):
         epsilon: Start ε⁰ > 0. None leaves it to the metric.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
-        schedule: Whether ε is raised towards the end of a training of known length by
+        schedule: Whether ε is raised toward the end of a training of known length by
             :class:`CosineRaise`.
     """
 
@@ -101,7 +101,7 @@ class Augmentation(ABC):
 
         Args:
             epsilon: What :meth:`epsilon_at` gave.
-            length: Σ G²/(4D), which is ε²τ of the step without a regulariser, whatever ε is.
+            length: Σ G²/(4D), which is ε²τ of the step without a regularizer, whatever ε is.
             relative: ‖G/D‖/‖w‖, 2ε times the length of that step as a share of that of the weights; given only to a
                 rule that looks at it.
         """
@@ -129,7 +129,7 @@ class Backtracking(Augmentation):
         zeta: Factor ζ in (0, 1] after an acceptance.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
-        schedule: Whether to raise ε towards the end of training.
+        schedule: Whether to raise ε toward the end of training.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Backtracking(Augmentation):
 
 
 class TargetRule(Augmentation):
-    """Moves ln ε towards a target of a subclass, and shortens steps along gradients that are far longer than usual.
+    """Moves ln ε toward a target of a subclass, and shortens steps along gradients that are far longer than usual.
 
     Args:
         epsilon: Start ε⁰ > 0; None takes the metric's.
@@ -162,7 +162,7 @@ class TargetRule(Augmentation):
         outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
-        schedule: Whether to raise ε towards the end of training.
+        schedule: Whether to raise ε toward the end of training.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class TargetRule(Augmentation):
 
 
 class Curvature(TargetRule):
-    """Drives ε towards ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (method §4).
+    """Drives ε toward ``safety`` · Λ̄/2, Λ̄ the curvature along the steps that the trials show (method §4).
 
     Λ̄ = 2 Σ(L_B(û) − L_B(w) + ⟨G, û−w⟩) / Σ‖û−w‖²_D, both sums exponential averages over the batches: a
     ratio of averages, so that small steps, whose curvature is mostly noise, count little and negative
@@ -238,14 +238,14 @@ class Curvature(TargetRule):
     is far too long, and what such a step destroys no later ε brings back. One that is too large is halved
     by every accepted trial until it has come within a factor e of the target for the first time.
 
-    The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
+    The gradient of single batches may be many times as long as usual, where normalization divides by a variance that
     has become small, say; D follows slowly, and the step G/(2εD) lowers the batch's loss and destroys the network. So
-    where Σ G²/(4D), which is ε²τ of the step without a regulariser, exceeds ``outlier`` times its running average, ε is
+    where Σ G²/(4D), which is ε²τ of the step without a regularizer, exceeds ``outlier`` times its running average, ε is
     raised for this iteration until the step is no longer than that.
 
     Args:
         epsilon: Start ε⁰ > 0; the floor if that is higher. None takes the metric's.
-        safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
+        safety: Factor s in (0.5, ∞): the step is 1/s times the minimizer of the quadratic model along
             û − w. At s = 0.5 the model predicts no decrease any more.
         memory: Decay in [0, 1) of the averages per batch.
         floor: Neither start nor target lies below it, so that the rule does not take steps too long for any
@@ -256,7 +256,7 @@ class Curvature(TargetRule):
         outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
-        schedule: Whether to raise ε towards the end of training.
+        schedule: Whether to raise ε toward the end of training.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class Curvature(TargetRule):
                 self._follow(max(self.safety * trial.resolution / trial.tau, self.floor or 0.0), only_bound=True)
 
     def _follow(self, target: float, only_bound: bool = False) -> None:
-        """Moves ε towards a target, or halves it if it is far above the target's bound."""
+        """Moves ε toward a target, or halves it if it is far above the target's bound."""
         distance = math.log(target / self.epsilon) if target > 0.0 else -math.inf
         if not self._settled and -math.inf < distance < -1.0:
             self.epsilon *= max(target / self.epsilon, 0.5)

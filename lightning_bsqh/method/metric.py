@@ -125,7 +125,7 @@ class RMS(Metric):
     """
 
     default_epsilon = 62.5
-    # A weight whose gradient is as large as usual moves by 1/(2ε); longer steps than 0.01 may lose what was learnt.
+    # A weight whose gradient is as large as usual moves by 1/(2ε); longer steps than 0.01 may lose what was learned.
     default_floor = 50.0
     decay = 0.999
     tiny = 1e-8

@@ -12,7 +12,7 @@ from lightning_bsqh.method.augmentation import TargetRule, Trial
 
 
 class RelativeStep(TargetRule):
-    """Chooses ε so that the step without a regulariser, ‖G/D‖/(2ε), is the share ``step`` of ‖w‖.
+    """Chooses ε so that the step without a regularizer, ‖G/D‖/(2ε), is the share ``step`` of ‖w‖.
 
     Where the gradient is small and the loss hardly curved at a distance, as in recurrent networks at the start, the
     curvature along a short step forbids longer ones that would do well; here it counts after a rejection only, which
@@ -22,10 +22,10 @@ class RelativeStep(TargetRule):
 
     The start is ten times larger, so that no network is shaken before D has seen some batches; every accepted trial
     halves ε until the share is reached. Then ln ε covers the part ``smoothing`` of its distance per accepted trial,
-    within ``fall`` and ``rise``. Towards the end of a training of known length ε is raised by
+    within ``fall`` and ``rise``. Toward the end of a training of known length ε is raised by
     :class:`~lightning_bsqh.method.augmentation.CosineRaise`.
 
-    The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
+    The gradient of single batches may be many times as long as usual, where normalization divides by a variance that
     has become small, say. So where Σ G²/(4D) exceeds ``outlier`` times its running average, ε is raised for this
     iteration until the step is no longer than that; and a start with which the step would be more than twice the share
     is raised likewise.
@@ -41,7 +41,7 @@ class RelativeStep(TargetRule):
         outlier: How many times as long as usual, in Σ G²/(4D), a gradient may be, > 1; None sets no limit.
         epsilon_min: Lower bound, > 0.
         epsilon_max: Upper bound.
-        schedule: Whether to raise ε towards the end of training.
+        schedule: Whether to raise ε toward the end of training.
     """
 
     #: By how much the start is larger than what the share asks for.
