@@ -313,7 +313,7 @@ def test_says_which_layers_are_linearised() -> None:
     assert {"rnn", "old", "scaled", "renormed"} <= set(result.linearised)
     assert any(name.startswith("norm.parametrizations") for name in result.linearised)
     assert not result.layers["plain"].linearised
-    assert "linearised" in str(result)
+    assert "linearized" in str(result)
 
 
 class NearestInteger(Regularizer):
