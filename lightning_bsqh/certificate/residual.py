@@ -30,16 +30,16 @@ class LayerResidual:
 
     Attributes:
         name: The layer, such as ``"features.0"``.
-        residual: K_ε(û; u) − K_ε(u; u) summed over the layer's weights, û the maximiser. At least zero up to
+        residual: K_ε(û; u) − K_ε(u; u) summed over the layer's weights, û the maximizer. At least zero up to
             rounding, except where R couples the layers: then it is the layer's part of the gain of the global
-            maximiser, and below zero in a layer that gives up weights in favour of others.
+            maximizer, and below zero in a layer that gives up weights in favor of others.
         hamiltonian: H_l(u_l) = ⟨G_l, u_l⟩ − ρR_l(u_l).
         hamiltonian_gap: max H_l − H_l(u_l) ≥ 0, without any ε, over those of the layer's weights whose admissible set
             is compact (a Box with two ends, or Discrete), the others held at u; for Cardinality the layer's part of the
             global maximum. None where there are none, or the maximum is not known.
         linearised: Whether the layer is not known to be affine in its parameters; all numbers are then those
-            of its linearisation at u.
-        sampled: For a linearised layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
+            of its linearization at u.
+        sampled: For a linearized layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
             was found among sampled points v, a lower bound of the layer's true residual. None for the others.
         gains: The part of every single weight in ``residual``, shape ``[n]``, double precision. Where R is no
             sum over elements, every weight of a tensor carries the gain of the whole tensor.
@@ -64,14 +64,14 @@ class PMPResidual:
 
     Attributes:
         total: r = max K_ε(·; u) − K_ε(u; u) ≥ 0 (up to rounding) over all layers together; zero exactly where
-            û = u maximises K_ε. Exact also for an R that couples the layers.
+            û = u maximizes K_ε. Exact also for an R that couples the layers.
         hamiltonian: Σ_l⟨G_l, u_l⟩ − ρR(u).
         hamiltonian_gap: max H − H(u) over all weights whose admissible set is compact, see :class:`LayerResidual`;
             None if there are none. Zero exactly where u satisfies the maximum condition of these weights itself.
         loss: L(u).
         epsilon: The ε of K_ε.
         coupled: Whether R couples the layers, as ``Cardinality`` does; the numbers of a single layer are then
-            its part of the global maximiser.
+            its part of the global maximizer.
         layers: The same per layer, by name, in the order of the network.
     """
 
@@ -94,7 +94,7 @@ class PMPResidual:
         All trained parameters are counted, biases included. Weight i satisfies the condition if replacing u_i by
         û_i changes K_ε by at most the tolerance: |G_i s_i − ρ[R(û_i) − R(u_i)] − εD_i s_i²| ≤ tolerance with
         s = û − u. For an R that is a sum over elements (L0, L1, L2) this is max K_ε − K_ε(u) along that
-        coordinate. For Cardinality it is the weight's part of the global maximiser, which is below zero for a
+        coordinate. For Cardinality it is the weight's part of the global maximizer, which is below zero for a
         weight that is given up, hence the modulus. For any other R, every weight of a tensor counts with
         the gain of the whole tensor, so that the share is a lower bound.
 
@@ -114,7 +114,7 @@ class PMPResidual:
             return f"{name:<{width}}  {residual:10.3e}  {hamiltonian:11.3e}  {shares}{note}"
 
         for layer in self.layers.values():
-            note = "  linearised" if layer.linearised else ""
+            note = "  linearized" if layer.linearised else ""
             if layer.sampled is not None:
                 note += f", true K: at least {layer.sampled:.3e}"
             lines.append(row(layer.name, layer.residual, layer.hamiltonian, layer.satisfied, note))
@@ -122,10 +122,10 @@ class PMPResidual:
         if self.hamiltonian_gap is not None:
             lines.append(f"max H - H over the weights in a box or on levels: {self.hamiltonian_gap:.3e}")
         if self.coupled:
-            lines.append("The regularizer couples the layers: a layer's row is its part of the global maximiser.")
+            lines.append("The regularizer couples the layers: a layer's row is its part of the global maximizer.")
         if self.linearised:
             lines.append(
-                "linearised: not known to be affine in its parameters; the numbers are those of its linearisation."
+                "linearized: not known to be affine in its parameters; the numbers are those of its linearization."
             )
         if any(layer.sampled is not None for layer in self.layers.values()):
             lines.append("true K: a lower bound of the layer's true residual, found by sampling.")
@@ -143,15 +143,15 @@ def pmp_residual(
     layers: LayerChoice = "leaf",
     samples: int = 64,
 ) -> PMPResidual:
-    """How far the weights of ``model`` are from maximising every layer's (augmented) Hamiltonian.
+    """How far the weights of ``model`` are from maximizing every layer's (augmented) Hamiltonian.
 
-    One forward and one backward at the current weights u give G = −∂L/∂u; the maximiser of
+    One forward and one backward at the current weights u give G = −∂L/∂u; the maximizer of
     K_ε(·; u) is the proximal point of the method (§3), evaluated in double precision. No other sweep is done.
     Parameters, their ``grad``, buffers, plain attributes and random generators are left as they were.
 
     This is exact for layers that are affine in their parameters: those of ``affine.AFFINE_MODULES`` (Linear,
-    convolutions and their transposes, normalisations, Embedding), with states and adjoints held fixed. Every
-    other layer is reported as ``linearised``: its numbers are those of the linearisation of ⟨p, λ(x, ·)⟩ at u and
+    convolutions and their transposes, normalizations, Embedding), with states and adjoints held fixed. Every
+    other layer is reported as ``linearised``: its numbers are those of the linearization of ⟨p, λ(x, ·)⟩ at u and
     certify nothing about the layer itself. Where such a layer can be run alone, ``sampled`` bounds its true residual
     from below: the largest gain of the true K that some points around u and the proximal points have shown.
     Only the type of a module is looked at: that a network uses the ``weight`` of a Linear also in some other way is not
@@ -161,7 +161,7 @@ def pmp_residual(
     maximum condition itself, without the augmentation.
 
     With an R that couples the layers, such as Cardinality, the total is exact, and a layer's numbers are its part
-    of the global maximiser. Cardinality is taken with its target; during a ramp pass
+    of the global maximizer. Cardinality is taken with its target; during a ramp pass
     ``optimizer.regularizer.at(step, total_steps)``.
 
     Args:
@@ -182,7 +182,7 @@ def pmp_residual(
         TypeError: If an argument has the wrong type.
         ValueError: If ``epsilon`` or ``metric`` is out of range, loss or gradient is not finite, the closure calls
             backward or does not depend on the model, or the weights violate the regularizer's constraint.
-        RuntimeError: If the regularizer's ``prox_`` does not maximise.
+        RuntimeError: If the regularizer's ``prox_`` does not maximize.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the network itself.")
@@ -222,7 +222,7 @@ def pmp_residual(
 
 
 class _Point:
-    """u, G, D and the maximiser û, and what they say about a layer."""
+    """u, G, D and the maximizer û, and what they say about a layer."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class _Point:
         if not self.total >= -1e-9 * size - 1e-12 * abs(float(iteration.penalty)):
             raise RuntimeError(
                 f"regularizer={regularizer!r}: its prox_ found a point with a K that is lower by {-self.total:.3g} than"
-                " that of the weights themselves, so it does not maximise: check prox_ against penalty."
+                " that of the weights themselves, so it does not maximize: check prox_ against penalty."
             )
 
     def regularized(self, layers: Sequence[Layer]) -> list[Tensor]:
@@ -297,7 +297,7 @@ class _Point:
 
         Args:
             layer: One that can be run alone.
-            parameters: The network's own tensors, which hold u; they do again afterwards.
+            parameters: The network's own tensors, which hold u; they do again afterward.
             boundaries: The layer's inputs and adjoints.
             samples: Number of random points.
         """

@@ -32,14 +32,14 @@ class Curvature(Augmentation):
     halved by every accepted trial until it has come within a factor e of the target for the first time. A start that is
     too small is raised for the first step until that is no longer than ``longest``.
 
-    The gradient of single batches may be many times as long as usual, where normalisation divides by a variance that
+    The gradient of single batches may be many times as long as usual, where normalization divides by a variance that
     has become small, say; D follows slowly, and the step G/(2εD) lowers the batch's loss and destroys the network. So
-    where Σ G²/(4D), which is ε²τ of the step without a regulariser, exceeds ``outlier`` times its running average, ε is
+    where Σ G²/(4D), which is ε²τ of the step without a regularizer, exceeds ``outlier`` times its running average, ε is
     raised for this iteration until the step is no longer than that.
 
     Args:
         epsilon: Start ε⁰ > 0. None takes the metric's.
-        safety: Factor s in (0.5, ∞): the step is 1/s times the minimiser of the quadratic model along
+        safety: Factor s in (0.5, ∞): the step is 1/s times the minimizer of the quadratic model along
             û − w. At s = 0.5 the model predicts no decrease any more.
         memory: Decay in [0, 1) of the averages per batch.
         longest: Largest share of ‖w‖, > 0; infinite for none. None takes the metric's.

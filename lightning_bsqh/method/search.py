@@ -150,7 +150,7 @@ class Search:
         self._resolution = 0.0
 
     def run(self, loss: Tensor, resolution: float) -> Found:
-        """Searches; afterwards the parameters hold the new iterate.
+        """Searches; afterward the parameters hold the new iterate.
 
         Args:
             loss: L_B(w), a scalar.

@@ -99,7 +99,7 @@ class Budget(SupportConstraint):
         return [self._held_for(w) for w in weights]
 
     def _held_for(self, weight: Tensor) -> Regularizer:
-        """As many weights as this tensor has in the maximiser over all."""
+        """As many weights as this tensor has in the maximizer over all."""
         part = Cardinality(0.0, ramp=(0.0, 0.0), scope="layer", minimum=self.minimum)
         part.sparsity = 1.0 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
         return part

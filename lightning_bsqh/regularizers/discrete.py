@@ -20,9 +20,9 @@ from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
 class Discrete(TighteningConstraint):
-    """Every regularised weight is one of the levels; û is the level nearest to z (method §3, row finite set).
+    """Every regularized weight is one of the levels; û is the level nearest to z (method §3, row finite set).
 
-    The nearest level maximises K whatever ε and D are. A tie goes to the level nearer to 0, and between
+    The nearest level maximizes K whatever ε and D are. A tie goes to the level nearer to 0, and between
     −a and a to a. It is a constraint: R = 0 on it.
 
     A weight leaves a level only if one step carries it past the middle to the next, so a network whose

@@ -1,4 +1,4 @@
-"""The constraint that of m neighbouring weights at most n are non-zero, as sparse tensor cores ask for it."""
+"""The constraint that of m neighboring weights at most n are non-zero, as sparse tensor cores ask for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_bsqh.regularizers.support import SupportConstraint
 
 
 class NM(SupportConstraint):
-    """Of every m weights that are neighbours along the input channels at most n are non-zero (method §3, row N:M).
+    """Of every m weights that are neighbors along the input channels at most n are non-zero (method §3, row N:M).
 
     The n largest Dz² of each group of m keep their z; among equal ones those that come first. The groups lie along
     dim 1 (columns of a linear layer, input channels of a convolution, at each of its places) from the first channel
@@ -35,7 +35,7 @@ class NM(SupportConstraint):
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range; when used, if a regularised tensor has no dim 1.
+        ValueError: If an option is out of its range; when used, if a regularized tensor has no dim 1.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class NM(SupportConstraint):
         """One group per row, shape ``[groups, m]``; smaller ones filled up with zeros at their ends."""
         if values.dim() < 2:
             raise ValueError(
-                f"NM needs tensors with input channels (dim 1), but a regularised one has the shape"
+                f"NM needs tensors with input channels (dim 1), but a regularized one has the shape"
                 f" {tuple(values.shape)}: choose what R acts on with regularize=[...]."
             )
         last = values.movedim(1, -1)

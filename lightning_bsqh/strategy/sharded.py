@@ -207,7 +207,7 @@ class Sharded(Together, _WithoutItsOptimizers):
         assert self.lightning_module is not None
         load_weights(self.lightning_module, dict(checkpoint["state_dict"]), strict)
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def teardown(self) -> None:

@@ -168,7 +168,7 @@ class Together(ParallelStrategy):
         of_first_([b for b in self.lightning_module.buffers() if b.numel()])
 
     def _let_others_know(self, error: BaseException) -> BaseException:
-        """What to raise; afterwards no other process waits for this one."""
+        """What to raise; afterward no other process waits for this one."""
         if self._reduction is None or self._reduction.agreement.is_over or self._cannot_tell:
             return error
         return self._reduction.agreement.fail(error)
@@ -202,7 +202,7 @@ class Together(ParallelStrategy):
                 )
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def teardown(self) -> None:

@@ -219,7 +219,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         mean.add(float(outcome.loss), part.samples, [found.get(id(p)) for p in parameters])
         return outcome
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def undo(self) -> None:

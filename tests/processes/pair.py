@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from tests.older_lightning import accept_weights_only
+
 #: What a process does, by name; gets a folder that both share, and gives what can be saved.
 Case = Callable[[Path], Any]
 
@@ -62,6 +64,7 @@ def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], f
     faulthandler.dump_traceback_later(900, exit=True)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    accept_weights_only()
     results = {}
     for name, case in cases:
         (folder / f"{prefix}{rank}.at").write_text(name)

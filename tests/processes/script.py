@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 import lightning_bsqh
+from tests.older_lightning import accept_weights_only
 from tests.processes.training import Classes, loader, make_trainer
 
 #: Steps of an epoch.
@@ -72,4 +73,5 @@ def _shuffled() -> Any:
 
 
 if __name__ == "__main__":
+    accept_weights_only()
     {"elastic": elastic, "launchers": launchers}[sys.argv[1]](Path(sys.argv[2]))

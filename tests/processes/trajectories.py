@@ -77,7 +77,7 @@ _REGULARIZERS = {
     "by names": {"net.0": GroupL0(rho=1e-3), "net.2": Cardinality(0.6)},
 }
 OPTIONS |= {name: {"regularizer": r, "augmentation": CURVATURE()} for name, r in _REGULARIZERS.items()}
-# Whose maximiser is one layer's own affair.
+# Whose maximizer is one layer's own affair.
 OPTIONS |= {
     f"gauss-seidel, {name}": {"regularizer": _REGULARIZERS[name], "sweep": "gauss-seidel"}
     for name in ("L0", "L1", "groups", "discrete")

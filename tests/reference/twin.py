@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-# ---------------------------------------------------------------- maximisers, §3
+# ---------------------------------------------------------------- maximizers, §3
 def l0(z, d, epsilon, rho):
     return [np.where(epsilon * di * zi**2 > rho, zi, 0.0) for zi, di in zip(z, d, strict=True)]
 
@@ -134,7 +134,7 @@ def nearest(z, levels):
 
 @dataclass
 class Penalty:
-    """ρR with its maximiser; `kind` is l0, l1, l2, elastic (rho is a pair), half, two_thirds."""
+    """ρR with its maximizer; `kind` is l0, l1, l2, elastic (rho is a pair), half, two_thirds."""
 
     kind: str
     rho: float
@@ -338,7 +338,7 @@ class RampWithL2(Ramp):
 
 @dataclass
 class ByName:
-    """Several regularisers; `parts` are pairs (regulariser, positions of its tensors among those handed over)."""
+    """Several regularizers; `parts` are pairs (regularizer, positions of its tensors among those handed over)."""
 
     parts: list
 

@@ -1,4 +1,4 @@
-"""Regularisers on pieces of tensors do what they do on the whole ones."""
+"""Regularizers on pieces of tensors do what they do on the whole ones."""
 
 from __future__ import annotations
 
