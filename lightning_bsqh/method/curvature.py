@@ -25,7 +25,7 @@ class Curvature(Augmentation):
     Curvature alone misleads: it forbids long steps where the loss is only curved close by, as in recurrent networks at
     the start, and permits any step where the loss looks flat. So the target is also such that the step without a
     regularizer, ‖G/D‖/(2ε) with a running average of ‖G/D‖/‖w‖, is between two shares of ‖w‖. ``longest`` holds always.
-    ``shortest`` grows from its third part over the first tenth of the training, or 100 steps where its length is not
+    ``shortest`` grows from its fourth part over the first fifth of the training, or 200 steps where its length is not
     known, and loses a fifth with every rejected trial, as then it is longer than the loss permits.
 
     The default start is large, so that no network is shaken before D has seen some batches. An ε that is too large is
@@ -56,10 +56,10 @@ class Curvature(Augmentation):
     """
 
     #: Share of the training, or steps, over which the shortest step grows.
-    _WARM_UP = 0.1
-    _WARM_UP_STEPS = 100
+    _WARM_UP = 0.2
+    _WARM_UP_STEPS = 200
     #: What the shortest step is at the start, and what a rejected trial leaves of it.
-    _FIRST = 1.0 / 3.0
+    _FIRST = 0.25
     _EASED = 0.8
 
     def __init__(
