@@ -19,7 +19,7 @@ from typing_extensions import override
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
 from tests.problems import data
-from tests.processes import sharded, unshardable
+from tests.processes import certified, sharded, unshardable
 from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
 from tests.processes.pair import Case
 from tests.processes.training import BATCH, Classes, Recorder, batches, fit, fit_error, loader, make_trainer
@@ -145,7 +145,7 @@ def cases() -> list[tuple[str, Case]]:
         ("monitors", monitors),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
-    return found + sharded.cases() + unshardable.cases()
+    return found + certified.cases() + sharded.cases() + unshardable.cases()
 
 
 def _broken_loader() -> list[int]:

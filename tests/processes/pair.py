@@ -51,6 +51,7 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
 def _work(rank: int, processes: int, port: int, cases: list[tuple[str, Case]], folder: Path, prefix: str) -> None:
     os.environ.update(environment(rank, processes, port))
     torch.set_num_threads(1)
+    faulthandler.enable()
     # Says where it is, should one ever wait for the other in vain.
     faulthandler.dump_traceback_later(900, exit=True)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
