@@ -65,7 +65,7 @@ class Agreement:
             self.is_over = True
             raise ProcessError(
                 f"The processes are at different places of {self._what} (this one, {self.rank}, at {place.name}): does"
-                " training_step call other layers, or raise and catch, in one of them only?"
+                " training_step call other layers, step more often, or raise and catch, in one of them only?"
             )
         return found[_HEADER : _HEADER + len(values)]
 

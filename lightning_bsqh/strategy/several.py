@@ -22,9 +22,18 @@ class Several(Together, DDPStrategy):
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         super().setup_optimizers(trainer)
-        if not isinstance(self._passes.sweeps, LightningSweeps):
+        self._unwrap_for(self._passes.sweeps)
+
+    def _unwrap_for(self, sweeps: Any) -> None:
+        if not isinstance(sweeps, LightningSweeps):
             # A pass has one exchange of gradients at its end, and no DistributedDataParallel in its micro-batches.
             self.model = self.lightning_module
+
+    @override
+    def _sweeps_now(self) -> Any:
+        sweeps = super()._sweeps_now()
+        self._unwrap_for(sweeps)
+        return sweeps
 
     @override
     def configure_ddp(self) -> None:

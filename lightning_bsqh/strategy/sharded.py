@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_bsqh.namespace import (
     _PATH,
     BaseFinetuning,
+    GradientAccumulationScheduler,
     MisconfigurationException,
     ModelCheckpoint,
     ModelParallelStrategy,
@@ -119,7 +120,12 @@ class Sharded(Together, _WithoutItsOptimizers):
             return "shard='fsdp' and a callback that unfreezes later: freeze in configure_model, or leave shard out"
         if self._layer_sync is not None:
             return "shard='fsdp' and sync_batchnorm: call SyncBatchNorm.convert_sync_batchnorm in configure_model"
-        if trainer.accumulate_grad_batches != 1:
+        assert self.lightning_module is not None
+        if not self.lightning_module.automatic_optimization:
+            return "shard='fsdp' and manual optimization: return the loss from training_step"
+        if str(self.precision_plugin.precision) == "16-mixed":
+            return "shard='fsdp' and precision='16-mixed': use 'bf16-mixed' or '32-true'"
+        if trainer.accumulate_grad_batches != 1 or any(isinstance(c, GradientAccumulationScheduler) for c in callbacks):
             return "shard='fsdp' and accumulate_grad_batches: take larger batches, or leave shard out"
         return super()._reason_to_refuse(trainer)
 

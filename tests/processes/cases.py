@@ -20,7 +20,17 @@ from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
 from tests.problems import data
 from tests.processes import certified, sharded, unshardable
-from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
+from tests.processes.networks import (
+    AtBatch,
+    Manual,
+    ManualAtBatch,
+    ManualFailsInClosure,
+    fail,
+    normalized_network,
+    not_a_number,
+    nothing,
+    rank,
+)
 from tests.processes.pair import Case
 from tests.processes.training import BATCH, Classes, Recorder, batches, fit, fit_error, loader, make_trainer
 from tests.processes.trajectories import OPTIONS, TESTED
@@ -96,11 +106,20 @@ def odd_batch(folder: Path, what: Any, **options: Any) -> dict[str, Any]:
     return {**recorder.result(), "global_step": trainer.global_step, "skipped": optimizer.skipped}
 
 
-def none_from_loader(folder: Path) -> dict[str, Any]:
+def scaled_batch(folder: Path) -> dict[str, Any]:
+    """Under a scaler the second process's fourth loss is not finite."""
+    recorder, plugins = Recorder(), OPTIONS["scaled"]["plugins"]()
+    trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_epochs=1, max_steps=-1, plugins=plugins)
+    trainer.fit(AtBatch(not_a_number, 3, 1), loader(2))
+    optimizer: Any = trainer.strategy.optimizers[0]
+    return {**recorder.result(), "scale": plugins[0].scaler.get_scale(), "skipped": optimizer.skipped}
+
+
+def none_from_loader(folder: Path, module: Any = Classes) -> dict[str, Any]:
     """The second process's data loader gives None instead of its fourth batch."""
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
-    trainer.fit(Classes(), batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
+    trainer.fit(module(), batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
     return {**recorder.result(), "global_step": trainer.global_step}
 
 
@@ -141,7 +160,9 @@ def cases() -> list[tuple[str, Case]]:
     found += [
         ("None", partial(odd_batch, what=nothing)),
         ("NaN", partial(odd_batch, what=not_a_number)),
+        ("NaN, scaled", scaled_batch),
         ("None from the loader", none_from_loader),
+        ("None from the loader, manual", partial(none_from_loader, module=Manual)),
         ("monitors", monitors),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
@@ -170,4 +191,8 @@ ENDS: dict[str, dict[str, Any]] = {
     "loader": {"places": _broken_loader},
     "shorter loader": {"places": _shorter_loader},
     "both": {"module": _first_fails_too},
+    "manual": {"module": partial(ManualAtBatch, fail)},
+    "manual, closure": {"module": ManualFailsInClosure},
+    "manual, more steps": {"module": partial(ManualAtBatch, steps=2)},
+    "manual, fewer steps": {"module": partial(ManualAtBatch, steps=0)},
 }

@@ -124,10 +124,14 @@ def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: 
 
 def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **options: Any) -> dict[str, Any]:
     """What a training of 50 steps leaves; every process takes its share of each batch."""
-    of_trainer = ("max_epochs", "max_steps", "accumulate_grad_batches")
+    of_trainer = ("max_epochs", "max_steps", "accumulate_grad_batches", "plugins")
     fit_options = {k: options.pop(k) for k in of_trainer if k in options}
+    if "plugins" in fit_options:
+        # They have a state, so every training has its own.
+        fit_options["plugins"] = fit_options["plugins"]()
     samples = options.pop("samples", 8 * BATCH)
     recorder = Recorder()
-    trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)
+    callbacks = [recorder, *options.pop("callbacks", list)()]
+    trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=callbacks, **fit_options)
     trainer.fit(module or Classes(), loader(devices, samples=samples))
     return recorder.result()
