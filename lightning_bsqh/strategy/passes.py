@@ -118,10 +118,7 @@ class Passes:
 
     def before_backward(self, loss: Tensor) -> Tensor:
         """The loss that the adjoint sweep is to start from, in place of what Lightning has divided."""
-        if not isinstance(self.sweeps, AccumulationWindow) or self.sweeps.raw_loss is None:
-            return loss
-        self.sweeps.before_backward()
-        return self.sweeps.raw_loss
+        return self.sweeps.before_backward(loss) if isinstance(self.sweeps, AccumulationWindow) else loss
 
     def after_backward(self) -> None:
         """Called when a batch's gradients are there."""

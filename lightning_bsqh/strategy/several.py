@@ -46,7 +46,8 @@ class Several(Together, DDPStrategy):
     def _own_step(self, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
         assert module is not None
-        if self._trained != [p.requires_grad for p in module.parameters()]:
+        wrapped = self.model is not module
+        if wrapped and self._trained != [p.requires_grad for p in module.parameters()]:
             # Somebody has frozen or unfrozen, of which DistributedDataParallel takes no notice.
             self.model = module
             self.configure_ddp()

@@ -116,14 +116,22 @@ class Together(ParallelStrategy):
         if isinstance(sweeps, ManualSweeps):
             return self._manual_step(*args, **kwargs)
         if not isinstance(sweeps, LightningSweeps):
-            output = super().training_step(*args, **kwargs)
-            # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
-            self._reduction.agreement.sums(Place.PART, [])
+            # All batches of a window but the last come without a step of the optimizer.
+            with self._failing_together():
+                output = self._part(sweeps, *args, **kwargs)
             return self._no_loss() if output is None else output
         batch = next(iter((*args, *kwargs.values())))
         output = self._own_step(*args, **kwargs) if self._runs(batch) else None
         self._begin(loss_of(output) if sweeps.can_step else None, batch)
         return self._no_loss() if self._reduction.is_left_out else output
+
+    def _part(self, sweeps: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward sweep of a micro-batch; None if there is no loss."""
+        assert self._reduction is not None
+        output = self._own_step(*args, **kwargs)
+        # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
+        self._reduction.agreement.sums(Place.PART, [])
+        return output
 
     def _sweeps_now(self) -> Any:
         """The sweeps that the next forward sweep belongs to."""
@@ -160,13 +168,17 @@ class Together(ParallelStrategy):
 
     @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        assert self._reduction is not None
-        factor = self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
+        factor = self._factor()
         self._cannot_tell = True
         # torch takes the mean of the gradients over processes, this makes it the mean over samples.
         loss = super().backward(closure_loss if factor == 1.0 else closure_loss * factor, *args, **kwargs)
         self._cannot_tell = False
         return loss
+
+    def _factor(self) -> float:
+        """By what this process multiplies its loss; a pass does so with its gradients, when it is through."""
+        assert self._reduction is not None
+        return self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:

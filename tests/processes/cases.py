@@ -9,16 +9,15 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
-from tests.problems import data
 from tests.processes import certified, sharded, unshardable
 from tests.processes.networks import (
     AtBatch,
@@ -32,7 +31,16 @@ from tests.processes.networks import (
     rank,
 )
 from tests.processes.pair import Case
-from tests.processes.training import BATCH, Classes, Recorder, batches, fit, fit_error, loader, make_trainer
+from tests.processes.training import (
+    Classes,
+    Recorder,
+    batches,
+    fit,
+    fit_error,
+    loader,
+    make_trainer,
+    unequal_loader,
+)
 from tests.processes.trajectories import OPTIONS, TESTED
 from tests.strategy.small_modules import rejecting
 
@@ -46,14 +54,12 @@ def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
 
 def unequal(folder: Path, devices: int = 2, full: bool = False) -> dict[str, Any]:
     """Of every batch of 12 the first process has 9 samples, the second 3."""
-    shares = [range(BATCH)] if devices == 1 else [range(9), range(9, BATCH)]
-    batches = [[start + i for i in shares[rank()]] for start in range(0, 8 * BATCH, BATCH)]
     recorder = Recorder()
     options: dict[str, Any] = {"batch_mode": "full", "kappa": 0.0, "max_iterations": 8} if full else {}
     trainer = make_trainer(
         BSQHStrategy(**options), folder, devices, callbacks=[recorder], use_distributed_sampler=False
     )
-    trainer.fit(Classes(), DataLoader(TensorDataset(*data(8 * BATCH)), batch_sampler=batches))
+    trainer.fit(Classes(), unequal_loader(devices))
     return recorder.result()
 
 
@@ -126,8 +132,25 @@ def none_from_loader(folder: Path, module: Any = Classes) -> dict[str, Any]:
 def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -> tuple[str, str, bool]:
     """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
     given = batches(list(range(8) if places is None else places()))
-    steps = -1 if options.get("batch_mode") == "full" else 8
-    return fit_error(folder, Classes() if module is None else module(), given, BSQHStrategy(**options), max_steps=steps)
+    of_trainer = {key: options.pop(key) for key in ("accumulate_grad_batches",) if key in options}
+    of_trainer["max_steps"] = -1 if options.get("batch_mode") == "full" else 8
+    return fit_error(folder, Classes() if module is None else module(), given, BSQHStrategy(**options), **of_trainer)
+
+
+def options_of_ddp(folder: Path) -> dict[str, Any]:
+    """What DistributedDataParallel and its group have been told, in the middle of a training."""
+    found: dict[str, Any] = {}
+
+    class Looks(L.Callback):
+        @override
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            wrapped: Any = trainer.strategy.model
+            found.update(unused=wrapped.find_unused_parameters, static=wrapped.static_graph)
+            found["backend"] = dist.get_backend(wrapped.process_group)
+
+    strategy = BSQHStrategy(find_unused_parameters=True, static_graph=True, process_group_backend="gloo")
+    make_trainer(strategy, folder, 2, callbacks=[Looks()], max_steps=2).fit(Classes(), loader(2))
+    return found
 
 
 def monitors(folder: Path, devices: int = 2) -> tuple[list[str], list[str]]:
@@ -164,6 +187,7 @@ def cases() -> list[tuple[str, Case]]:
         ("None from the loader", none_from_loader),
         ("None from the loader, manual", partial(none_from_loader, module=Manual)),
         ("monitors", monitors),
+        ("options of DDP", options_of_ddp),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
     return found + certified.cases() + sharded.cases() + unshardable.cases()
@@ -188,6 +212,7 @@ ENDS: dict[str, dict[str, Any]] = {
     "trial, gauss-seidel": {"module": _raises(in_trial=True), "sweep": "gauss-seidel"},
     "full batch": {"module": _raises(), "batch_mode": "full"},
     "full batch, trial": {"module": _raises(in_trial=True), "batch_mode": "full"},
+    "accumulated": {"module": _raises(), "accumulate_grad_batches": 3},
     "loader": {"places": _broken_loader},
     "shorter loader": {"places": _shorter_loader},
     "both": {"module": _first_fails_too},

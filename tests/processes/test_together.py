@@ -49,7 +49,17 @@ def test_manual_optimization_with_different_numbers_of_steps(both: Both, name: s
 
 
 @pytest.mark.parametrize(
-    "name", ["manual", "manual, closure", "forward", "trial", "trial, gauss-seidel", "full batch", "full batch, trial"]
+    "name",
+    [
+        "forward",
+        "trial",
+        "trial, gauss-seidel",
+        "full batch",
+        "full batch, trial",
+        "accumulated",
+        "manual",
+        "manual, closure",
+    ],
 )
 def test_an_error_in_one_process_ends_both(both: Both, name: str) -> None:
     first, second = (results[f"ends: {name}"] for results in both)
@@ -75,6 +85,11 @@ def test_data_loaders_of_different_lengths(both: Both) -> None:
         kind, text, _ = results["ends: shorter loader"]
         assert kind == "MisconfigurationException"
         assert "different numbers of batches, [8, 7]" in text
+
+
+def test_options_reach_ddp(both: Both) -> None:
+    for results in both:
+        assert results["options of DDP"] == {"unused": True, "static": True, "backend": "gloo"}
 
 
 def test_monitors_write_once(both: Both, tmp_path: Path) -> None:

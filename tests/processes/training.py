@@ -74,6 +74,14 @@ def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLo
     return DataLoader(found, batch_size=batch // devices, sampler=sampler)
 
 
+def unequal_loader(devices: int) -> DataLoader[Any]:
+    """Of every batch of 12 the first process has 9 samples, the second 3."""
+    shares = [range(BATCH)] if devices == 1 else [range(9), range(9, BATCH)]
+    own = shares[int(os.environ.get("RANK", "0"))]
+    places = [[start + i for i in own] for start in range(0, 8 * BATCH, BATCH)]
+    return DataLoader(TensorDataset(*data(8 * BATCH)), batch_sampler=places)
+
+
 def batches(places: Sequence[int | None]) -> DataLoader[Any]:
     """This process's halves of some batches, by their places; None for a batch that is not there, -1 for an error."""
     x, y = data(8 * BATCH)

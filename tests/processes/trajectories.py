@@ -35,10 +35,14 @@ from tests.processes.training import BATCH, STEPS, Classes
 CURVATURE, BACKTRACKING = partial(Curvature, epsilon=2.0), partial(Backtracking, epsilon=5.0, sigma=1.5, zeta=0.9)
 # Two micro-batches to a pass.
 _FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": STEPS, "kappa": 0.0, "samples": 2 * BATCH}
-_SCALED: dict[str, Any] = {
-    "module": InFull,
-    "plugins": lambda: [MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))],
-}
+
+
+def scaler() -> list[MixedPrecision]:
+    """The plugin that the Trainer makes of precision="16-mixed" for an accelerator."""
+    return [MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))]
+
+
+_SCALED: dict[str, Any] = {"module": InFull, "plugins": scaler}
 
 
 class AccumulatesLater(L.Callback):
