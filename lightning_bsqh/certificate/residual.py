@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_bsqh._validation import integer, number
 from lightning_bsqh.certificate.sampling import sampled_residual
+from lightning_bsqh.certificate.shares import Share, refuse_wrapped, share_of
 from lightning_bsqh.method.hamiltonian import affine_hamiltonian, elementwise_gain
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import Unreached, make_metric
@@ -142,6 +144,7 @@ def pmp_residual(
     regularize: Sequence[str] | None = None,
     layers: LayerChoice = "leaf",
     samples: int = 64,
+    shard_samples: int | None = None,
 ) -> PMPResidual:
     """How far the weights of ``model`` are from maximizing every layer's (augmented) Hamiltonian.
 
@@ -177,12 +180,18 @@ def pmp_residual(
         layers: Which modules are the layers, as for the optimizer.
         samples: Number of random points at which the true K of a layer that is not affine is evaluated, at least 0;
             always the same ones.
+        shard_samples: In several processes, such as those of a DDP training, of which each has a share of the data:
+            the number of samples whose mean loss ``loss_closure`` returns in this one. L is then the mean over the
+            samples of all, and all processes have to take part; each gets the same result. An error in one is raised
+            in all. None for a certificate of this process's data alone, whoever else there is.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If ``epsilon`` or ``metric`` is out of range, loss or gradient is not finite, the closure calls
-            backward or does not depend on the model, or the weights violate the regularizer's constraint.
+            backward or does not depend on the model, the weights violate the regularizer's constraint, the model is
+            sharded or wrapped in DistributedDataParallel, or the processes hold different weights.
         RuntimeError: If the regularizer's ``prox_`` does not maximize.
+        ProcessError: If another process has raised.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the network itself.")
@@ -191,34 +200,22 @@ def pmp_residual(
             f"loss_closure must be a function without arguments that returns the loss, got {loss_closure!r}:"
             " pass for example lambda: criterion(model(x), y)."
         )
-    epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
-    samples = integer("samples", samples, low=0)
-    found = only_trained(find_layers(model, regularize, layers))
-    regularizer = bind(regularizer, found, regularize)
-    parameters = {name: p for layer in found for name, p in layer.parameters.items()}
-    bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]
-    boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
-    loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
-    weights = _doubles(parameters, regularizer, {n for layer in found for n in layer.regularized})
-    d = _metric(metric, weights, gradients, regularizer)
-    regularizer = regularizer.held_in([d[n] for layer in found for n in layer.parameters if n in layer.regularized])
-    at = _Point(weights, gradients, d, regularizer, found, epsilon)
-    sampled = {
-        layer.name: at.sampled(layer, parameters, boundaries, samples)
-        for layer in bent
-        if boundaries is not None and boundaries.calls(layer)
-    }
-    return PMPResidual(
-        total=at.total,
-        hamiltonian=affine_hamiltonian(
-            math.fsum(at.alignment(name) for name in weights), float(regularizer.penalty(at.regularized(found)))
-        ),
-        hamiltonian_gap=at.hamiltonian_gap(list(weights)),
-        loss=loss,
-        epsilon=epsilon,
-        coupled=regularizer.couples_tensors,
-        layers={layer.name: at.layer(layer, sampled.get(layer.name)) for layer in found},
-    )
+    share = share_of(model, shard_samples)
+    with share.ending_all():
+        share.check()
+        refuse_wrapped(model)
+        epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
+        samples = integer("samples", samples, low=0)
+        found = only_trained(find_layers(model, regularize, layers))
+        bound = bind(regularizer, found, regularize)
+        parameters = {name: p for layer in found for name, p in layer.parameters.items()}
+        bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]
+        boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
+        loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
+        loss, gradients = share.joined(loss, gradients, parameters, boundaries)
+        at = _Point(parameters, gradients, metric, bound, found, epsilon)
+        sampled = {} if boundaries is None else at.sampled_of(bent, parameters, boundaries, samples, share)
+        return at.result(loss, sampled)
 
 
 class _Point:
@@ -226,20 +223,24 @@ class _Point:
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor | None],
-        metric: Mapping[str, MetricWeight],
+        metric: str | Mapping[str, MetricWeight],
         regularizer: Regularizer,
         layers: Sequence[Layer],
         epsilon: float,
     ) -> None:
+        names = list(parameters)
+        chosen = {name for layer in layers for name in layer.regularized}
+        weights = _doubles(parameters, regularizer, chosen)
+        d = _metric(metric, weights, gradients, regularizer)
+        regularizer = regularizer.held_in([d[n] for n in names if n in chosen])
+        self._layers = layers
         self._weights = weights
         self._ascent = {n: torch.zeros_like(weights[n]) if g is None else -g for n, g in gradients.items()}
-        self._metric = metric
+        self._metric = d
         self._regularizer = regularizer
         self._epsilon = epsilon
-        names = list(weights)
-        chosen = {name for layer in layers for name in layer.regularized}
         #: Positions of the tensors that R acts on, in the order in which it gets them.
         self._positions = {name: i for i, name in enumerate(n for n in names if n in chosen)}
         # The very iteration of the training, on copies: the certificate is about what would be done next.
@@ -247,7 +248,7 @@ class _Point:
         iteration = Iteration(
             list(self._maximiser.values()),
             [gradients[n] for n in names],
-            lambda pack, _: pack.side_by_side([metric[n] for n in names]),
+            lambda pack, _: pack.side_by_side([d[n] for n in names]),
             regularizer,
             [i for i, n in enumerate(names) if n in chosen],
         )
@@ -270,9 +271,26 @@ class _Point:
                 " that of the weights themselves, so it does not maximize: check prox_ against penalty."
             )
 
-    def regularized(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """The weights that R acts on, in the order in which the optimizer would hand them over."""
-        return [self._weights[n] for layer in layers for n in layer.parameters if n in layer.regularized]
+    def result(self, loss: float, sampled: Mapping[str, float]) -> PMPResidual:
+        """All that there is to say.
+
+        Args:
+            loss: L(u).
+            sampled: Lower bounds of the true residual, of the layers that have one.
+        """
+        # The weights that R acts on, in the order in which the optimizer would hand them over.
+        regularized = [self._weights[n] for layer in self._layers for n in layer.parameters if n in layer.regularized]
+        return PMPResidual(
+            total=self.total,
+            hamiltonian=affine_hamiltonian(
+                math.fsum(map(self.alignment, self._weights)), float(self._regularizer.penalty(regularized))
+            ),
+            hamiltonian_gap=self.hamiltonian_gap(list(self._weights)),
+            loss=loss,
+            epsilon=self._epsilon,
+            coupled=self._regularizer.couples_tensors,
+            layers={layer.name: self.layer(layer, sampled.get(layer.name)) for layer in self._layers},
+        )
 
     def _restricted_to(self, names: Sequence[str]) -> Regularizer:
         """R as it acts on these tensors alone."""
@@ -292,26 +310,44 @@ class _Point:
         regularizer = self._restricted_to(names)
         return math.fsum(slopes) - float(regularizer.penalty(v) - regularizer.penalty(u))
 
-    def sampled(self, layer: Layer, parameters: Mapping[str, Tensor], boundaries: Boundaries, samples: int) -> float:
-        """The largest gain of a layer's true K among sampled points.
+    def sampled_of(
+        self,
+        layers: Sequence[Layer],
+        parameters: Mapping[str, Tensor],
+        boundaries: Boundaries,
+        samples: int,
+        share: Share,
+    ) -> dict[str, float]:
+        """The largest gain of the true K among sampled points, for those of the layers that can be run alone.
 
         Args:
-            layer: One that can be run alone.
-            parameters: The network's own tensors, which hold u; they do again afterward.
-            boundaries: The layer's inputs and adjoints.
+            layers: Those that are not affine.
+            parameters: The network's own tensors, which hold u; they do again afterwards.
+            boundaries: The layers' inputs and adjoints.
             samples: Number of random points.
+            share: Means over the processes.
         """
+        known = [layer for layer in layers if share.everywhere(bool(boundaries.calls(layer)))]
+
+        def alignment(layer: Layer) -> float:
+            return share.mean(boundaries.alignment(layer))
+
+        return {layer.name: self._sampled(layer, parameters, partial(alignment, layer), samples) for layer in known}
+
+    def _sampled(
+        self, layer: Layer, parameters: Mapping[str, Tensor], alignment: Callable[[], float], samples: int
+    ) -> float:
         names = list(layer.parameters)
         own = self._regularizer.separate([self._weights[n] for n in self._positions])
         regularizers = [own[self._positions[n]] if n in self._positions else None for n in names]
         base = [self._weights[n] for n in names]
-        before = boundaries.alignment(layer)
+        before = alignment()
         kept = [parameters[n].detach().clone() for n in names]
 
         def gain(point: Sequence[Tensor]) -> float:
             for name, v in zip(names, point, strict=True):
                 parameters[name].data.copy_(v)
-            value = boundaries.alignment(layer) - before
+            value = alignment() - before
             for v, u, name, r in zip(point, base, names, regularizers, strict=True):
                 d = self._metric[name]
                 value -= self._epsilon * float((d * (v - u).square()).sum())

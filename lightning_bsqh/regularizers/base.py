@@ -106,8 +106,8 @@ class Regularizer(ABC):
         """
         raise ValueError(
             f"regularizer={self!r} cannot be used with shard='fsdp', where no process holds a weight tensor whole: use"
-            " L0, L1, L2, ElasticNet, LHalf, LTwoThirds, Cardinality, or GroupL0 with groups='output', or train without"
-            " shard."
+            " groups='output' and multiple=1 where these are others, give a regularizer of your own a method on_shards,"
+            " or train without shard."
         )
 
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:

@@ -68,6 +68,17 @@ def launchers(folder: Path) -> None:
     torch.save(weights(trainer.lightning_module), folder / f"popen{trainer.global_rank}.pt")
 
 
+def notebook(folder: Path) -> None:
+    """Two cells of a notebook: a training by forked processes, and one that goes on with its weights."""
+    module, found = Classes(), []
+    for _ in range(2):
+        trainer = make_trainer("bsqh", folder, 2, max_steps=4)
+        assert trainer.strategy.launcher.is_interactive_compatible
+        trainer.fit(module, _shuffled())
+        found.append(weights(trainer.lightning_module))
+    torch.save(found, folder / "notebook.pt")
+
+
 def _shuffled() -> Any:
     return loader(1, batch=6)
 
