@@ -145,7 +145,7 @@ def cases() -> list[tuple[str, Case]]:
         ("monitors", monitors),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
-    return found + sharded.cases() + unshardable.cases()
+    return found + (sharded.cases() + unshardable.cases() if sharded.ON_CPUS else [])
 
 
 def _broken_loader() -> list[int]:
