@@ -99,7 +99,7 @@ def _epsilon_key() -> str:
 
 def layer_summary(optimizer: BSQHOptimizer) -> str:
     """A table of the layers that the maximum principle is applied to, and what R does to each."""
-    rows: list[tuple[str, ...]] = [("layer", "module", "maximiser", "parameters", "regularised", "regularizer")]
+    rows: list[tuple[str, ...]] = [("layer", "module", "maximizer", "parameters", "regularized", "regularizer")]
     rows += [_row(layer, optimizer) for layer in optimizer.layers]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -109,7 +109,7 @@ def layer_summary(optimizer: BSQHOptimizer) -> str:
 
 def _row(layer: Layer, optimizer: BSQHOptimizer) -> tuple[str, ...]:
     kinds = sorted({type(module).__name__ for module in layer.modules})
-    exact = "exact" if layer.is_affine else "true K" if layer.can_be_run else "linearised"
+    exact = "exact" if layer.is_affine else "true K" if layer.can_be_run else "linearized"
     weights = [p for name, p in layer.trained.items() if name in layer.regularized]
     return (
         layer.name,
@@ -134,8 +134,8 @@ def decisions(layers: list[Layer]) -> list[str]:
             out.append(f"{name} {list(parameter.shape)} ({role.reason})")
         elif role.is_weight and not role.is_sure and is_regularized:
             by_shape.append(f"{name} {list(parameter.shape)}")
-    lines = [f"Not regularised, though of two dimensions or more: {_listed(out)}."] if out else []
-    lines += [f"Regularised by their shape alone: {_listed(by_shape)}."] if by_shape else []
+    lines = [f"Not regularized, though of two dimensions or more: {_listed(out)}."] if out else []
+    lines += [f"Regularized by their shape alone: {_listed(by_shape)}."] if by_shape else []
     return [*lines, "regularize=[...] decides otherwise, by names."] if lines else []
 
 

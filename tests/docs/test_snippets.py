@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import math
 import re
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.cli.main import main
 from tests.docs.pages import DOCS, GUIDE, PAGES, README, Block, blocks
+from tests.export.newer_torch import HAS_EXPORT
 
 BLOCKS = {page: blocks(page) for page in PAGES}
 FILES = [block for block in BLOCKS[GUIDE] if block.file is not None]
@@ -213,6 +215,11 @@ def test_snippet(block: Block, project: Path, monkeypatch: pytest.MonkeyPatch) -
     for word, package in _EXTRAS.items():
         if word in block.text:
             pytest.importorskip(package)
+    if "to_onnx" in block.text and not HAS_EXPORT:
+        pytest.skip(f"torch {torch.__version__} exports no dynamic shapes to ONNX")
+    if "WandbLogger" in block.text:
+        # Else the service of an earlier run would look for relative folders where that was.
+        importlib.import_module("wandb").teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")  # the logger sets another and leaves it
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CONSOLE", "off")

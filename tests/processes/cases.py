@@ -190,7 +190,7 @@ def cases() -> list[tuple[str, Case]]:
         ("options of DDP", options_of_ddp),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
-    return found + certified.cases() + sharded.cases() + unshardable.cases()
+    return found + certified.cases() + (sharded.cases() + unshardable.cases() if sharded.ON_CPUS else [])
 
 
 def _broken_loader() -> list[int]:

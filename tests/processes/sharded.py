@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import lightning.pytorch.callbacks
+import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
@@ -42,8 +43,15 @@ from tests.processes.trajectories import BACKTRACKING, CURVATURE, scaler
 
 try:
     from torch.distributed.fsdp import fully_shard
+
+    #: Whether fully_shard works without CUDA.
+    ON_CPUS = True
 except ImportError:  # Before torch 2.6.
     from torch.distributed._composable.fsdp import fully_shard
+
+    ON_CPUS = False
+
+needs_shards_on_cpus = pytest.mark.skipif(not ON_CPUS, reason=f"fully_shard of torch {torch.__version__} needs CUDA")
 
 #: Steps of a trajectory.
 STEPS = 30

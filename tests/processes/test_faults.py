@@ -18,7 +18,7 @@ from typing_extensions import override
 import lightning_bsqh
 from tests.processes import script
 from tests.processes.pair import environment, free_port
-from tests.processes.sharded import AtFourth
+from tests.processes.sharded import AtFourth, needs_shards_on_cpus
 from tests.processes.training import Classes, loader, make_trainer
 
 SCRIPT = ["-m", "tests.processes.script"]
@@ -140,7 +140,12 @@ class Fourth(AtFourth):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fail", "shard"), [(_fails_in_backward, None), (_fails_in_backward, "fsdp"), (_fails_in_trial, "fsdp")]
+    ("fail", "shard"),
+    [
+        (_fails_in_backward, None),
+        pytest.param(_fails_in_backward, "fsdp", marks=needs_shards_on_cpus),
+        pytest.param(_fails_in_trial, "fsdp", marks=needs_shards_on_cpus),
+    ],
 )
 def test_who_waits_within_torch_for_one_that_fails_ends_with_its_process(
     tmp_path: Path, fail: Any, shard: str | None

@@ -12,11 +12,12 @@ import torch
 
 from tests.problems import smooth_network
 from tests.processes.pair import run_pair
-from tests.processes.sharded import STEPS, TESTED, checkpoint, monitored, trajectory
+from tests.processes.sharded import STEPS, TESTED, checkpoint, monitored, needs_shards_on_cpus, trajectory
 from tests.processes.test_trajectories import assert_alike, assert_follows
 from tests.processes.unshardable import REFUSED
 
 Both = list[dict[str, Any]]
+pytestmark = needs_shards_on_cpus
 
 
 @pytest.mark.parametrize("name", TESTED)
