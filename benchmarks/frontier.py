@@ -39,7 +39,7 @@ from rich.console import Console
 
 import lightning_bsqh
 
-COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#000000", "#999999")
+COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#000000")
 
 
 @dataclass(frozen=True)
