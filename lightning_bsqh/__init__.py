@@ -1,6 +1,6 @@
 """Trains sparse networks from scratch by the batch sequential quadratic Hamiltonian method."""
 
-from lightning_bsqh.certificate.residual import LayerResidual, PMPResidual, pmp_residual
+from lightning_bsqh.certificate import LayerResidual, PMPResidual, pmp_residual
 from lightning_bsqh.method.augmentation import Augmentation, Backtracking
 from lightning_bsqh.method.curvature import Curvature
 from lightning_bsqh.method.report import StepReport

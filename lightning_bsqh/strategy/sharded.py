@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ class Sharded(Together, _WithoutItsOptimizers):
     def _sweeps_now(self) -> Any:
         sweeps = super()._sweeps_now()
         if isinstance(sweeps, FullBatchSweeps):
-            sweeps.go_along()
+            assert self.lightning_module is not None
+            sweeps.go_along(partial(reshard, self.lightning_module))
         return sweeps
 
     @override

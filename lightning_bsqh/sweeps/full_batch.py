@@ -55,7 +55,8 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         self._mean = WeightedMean()
         self._adjoint = AdjointChoice()
         self._trials = 0
-        self._goes_along = False
+        # Called after every forward of a trial, where all processes have to run equally many.
+        self._let_go: Callable[[], object] | None = None
         # Loss and number of samples of all processes in the present micro-batch, if its gradients are theirs, too.
         self._of_all: tuple[float, int] | None = None
         self._dtype = torch.float64
@@ -66,10 +67,14 @@ class FullBatchSweeps(Sweeps, Generic[P]):
 
     # ------------------------------------------------------------------ several processes
 
-    def go_along(self) -> None:
-        """From now on runs as many forwards as any other process, as sharded parameters need it: none is left out."""
+    def go_along(self, let_go: Callable[[], object]) -> None:
+        """From now on runs as many forwards as any other process, as sharded parameters need it: none is left out.
+
+        Args:
+            let_go: Lets go of what the forward of a trial has gathered.
+        """
         self._reuse = False
-        self._goes_along = True
+        self._let_go = let_go
 
     def share_part(self, of_all: tuple[float, int] | None, factor: float) -> None:
         """Tells what the processes have together, between forward and backward of a micro-batch.
@@ -205,7 +210,9 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         for part in parts:
             with self.pooling():
                 loss = part.loss()
-            if not math.isfinite(loss) and not self._goes_along:
+            if self._let_go is not None:
+                self._let_go()
+            elif not math.isfinite(loss):
                 # A rejection already.
                 return loss
             mean.add(loss, part.samples)

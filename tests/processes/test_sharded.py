@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,8 @@ def test_a_window_goes_on_without_what_one_process_cannot_use(both: Both) -> Non
     assert_alike(both, "sharded, None, accumulated")
     found = both[0]["sharded, None, accumulated"]
     assert found["global_step"] == 4
-    assert all((after != before).any() for before, after in pairwise(found["points"]))
+    # Looked at after every batch; each step has moved.
+    assert len(found["points"].unique(dim=0)) == 4
 
 
 def test_an_error_in_one_data_loader_ends_both(both: Both) -> None:
