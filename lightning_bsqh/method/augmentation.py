@@ -6,9 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from lightning_bsqh._validation import flag, number
+from lightning_bsqh.method.device_rule import BacktrackingOnDevice, CurvatureOnDevice, DeviceRule, decides_as
 
 # Under this name, too, as rules of users import it from here.
 from lightning_bsqh.method.trial import Trial as Trial
@@ -111,6 +113,15 @@ class Augmentation(ABC):
     def observe(self, trial: Trial) -> None:
         """Moves :attr:`epsilon` after a trial; after a rejected one it must rise."""
 
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        """The same rule with its memory on a device, for ``decide="device"``; None if there is none.
+
+        Args:
+            device: Where the memory is to lie.
+            dtype: Its precision.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on."""
         return {"epsilon": self.epsilon}
@@ -148,6 +159,10 @@ class Backtracking(Augmentation):
     @override
     def observe(self, trial: Trial) -> None:
         self.epsilon = self.epsilon * (self.zeta if trial.accepted else self.sigma)
+
+    @override
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        return BacktrackingOnDevice(self, device, dtype) if decides_as(self, Backtracking) else None
 
 
 class TargetRule(Augmentation):
@@ -299,6 +314,10 @@ class Curvature(TargetRule):
             elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
                 # So short a step that its second order drowns in rounding, of which it is no more than once.
                 self._follow(max(self.safety * trial.resolution / trial.tau, self.floor or 0.0), only_bound=True)
+
+    @override
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        return CurvatureOnDevice(self, device, dtype) if decides_as(self, Curvature) else None
 
     def _follow(self, target: float, only_bound: bool = False) -> None:
         """Moves ε towards a target, or halves it if it is far above the target's bound."""

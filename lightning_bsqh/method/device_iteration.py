@@ -1,0 +1,71 @@
+"""An iteration that nobody looks at before it is done (``decide="device"``, method §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.method.candidate import Candidate
+from lightning_bsqh.method.device_rule import precision_on
+from lightning_bsqh.method.iteration import Iteration
+from lightning_bsqh.regularizers import Regularizer
+
+
+class DeviceIteration(Iteration):
+    """Makes one candidate, for an ε that is a scalar on the device, and takes it where a boolean scalar says so.
+
+    w satisfies the constraint of the iteration, which whoever makes this knows.
+    """
+
+    @override
+    def _admits(self, base: Sequence[Tensor]) -> bool:
+        return True
+
+    @override
+    def _joined_regularizer(self) -> Regularizer | None:
+        return self._regularizer.on_vector_with_minimum(self.packs[0].sizes[: len(self._regularized)])
+
+    def propose_(self, epsilon_for: Callable[[Tensor], Tensor]) -> tuple[Candidate, Tensor]:
+        """Puts û into the parameters.
+
+        Args:
+            epsilon_for: Gives ε for the length Σ G²/(4D) of the gradient.
+
+        Returns:
+            What û is worth, and its ε.
+        """
+        metric = self._metrics()
+        directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
+        self._look_at(directions)
+        epsilon = epsilon_for(self.length)
+        points = [self._moved(w, s, epsilon) for w, s in zip(self._base, directions, strict=True)]
+        del directions
+        # What acts on the device takes a scalar tensor in place of the number.
+        given: Any = epsilon.to(points[0].dtype) if len(points) == 1 else epsilon
+        self._acting.prox_(self._weights(points), self._weights(metric), given)
+        self.put_(points)
+        return self._measure(points, metric), epsilon
+
+    @staticmethod
+    def _moved(base: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
+        return torch.addcmul(base, direction, (-0.5 / epsilon).to(base.dtype))
+
+    @property
+    def length(self) -> Tensor:
+        """Σ G²/(4D), in double precision."""
+        length = self._of_gradient["length"]
+        assert isinstance(length, Tensor)
+        return length.to(precision_on(length.device))
+
+    @property
+    def peak(self) -> Tensor | float:
+        """The largest element of G, in size."""
+        return self._of_gradient["peak"]
+
+    def choose_(self, accepted: Tensor) -> None:
+        """Puts w back unless a boolean scalar says that the candidate is the next iterate."""
+        self.put_([torch.where(accepted, u, w) for u, w in zip(self.values(), self._base, strict=True)])
