@@ -21,6 +21,9 @@ class DeviceIteration(Iteration):
     w satisfies the constraint of the iteration, which whoever makes this knows.
     """
 
+    #: Σ G²/(4D) in double precision, once there is a candidate.
+    length: Tensor
+
     @override
     def _admits(self, base: Sequence[Tensor]) -> bool:
         return True
@@ -41,25 +44,20 @@ class DeviceIteration(Iteration):
         metric = self._metrics()
         directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
         self._look_at(directions)
+        length = self._of_gradient["length"]
+        assert isinstance(length, Tensor)
+        self.length = length.to(precision_on(length.device))
         epsilon = epsilon_for(self.length)
-        points = [self._moved(w, s, epsilon) for w, s in zip(self._base, directions, strict=True)]
-        del directions
         # What acts on the device takes a scalar tensor in place of the number.
-        given: Any = epsilon.to(points[0].dtype) if len(points) == 1 else epsilon
+        given: Any = epsilon.to(directions[0].dtype) if len(directions) == 1 else epsilon
+        inverse = given.reciprocal()
+        points = [
+            torch.addcmul(w, s, inverse.to(w.dtype), value=-0.5) for w, s in zip(self._base, directions, strict=True)
+        ]
+        del directions
         self._acting.prox_(self._weights(points), self._weights(metric), given)
         self.put_(points)
         return self._measure(points, metric), epsilon
-
-    @staticmethod
-    def _moved(base: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
-        return torch.addcmul(base, direction, (-0.5 / epsilon).to(base.dtype))
-
-    @property
-    def length(self) -> Tensor:
-        """Σ G²/(4D), in double precision."""
-        length = self._of_gradient["length"]
-        assert isinstance(length, Tensor)
-        return length.to(precision_on(length.device))
 
     @property
     def peak(self) -> Tensor | float:

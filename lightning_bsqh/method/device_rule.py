@@ -106,42 +106,54 @@ class CurvatureOnDevice(DeviceRule):
 
     rule: Curvature
 
+    def __init__(self, rule: Augmentation, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(rule, device, dtype)
+        # Once known it stays so, and need not be asked for.
+        self._knows_length = rule.state_dict()["length"] is not None
+
     @override
     def epsilon_for(self, epsilon: Tensor, length: Tensor) -> Tensor:
         if self.rule.outlier is None:
             return epsilon
-        usual = self.memory[2]
-        raised = (length / (self.rule.outlier * usual)).sqrt_().mul_(epsilon).clamp_max_(self.rule.epsilon_max)
-        # Neither holds where it is not a number.
-        known = (usual > 0.0) & (length < math.inf)
-        return torch.where(known, torch.maximum(epsilon, raised), epsilon)
+        excess = length / (self.rule.outlier * self.memory[2])
+        # Of a length that is not finite, or has nothing to be compared with, there is no excess.
+        factor = excess.nan_to_num_(0.0, 0.0).sqrt_().clamp_min_(1.0)
+        return factor.mul_(epsilon).clamp_max_(self.rule.epsilon_max)
 
     @override
     def observe(self, trial: DeviceTrial) -> Tensor:
         epsilon, settled, length, average, tau = self.memory.unbind()
         second_order = trial.change + trial.slope
-        known = (second_order.abs() > trial.resolution) & (second_order.abs() < math.inf) & (trial.tau > 0.0)
-        own = second_order / trial.tau
+        size = second_order.abs()
+        known = (size > trial.resolution) & (size < math.inf) & (trial.tau > 0.0)
         moves = trial.accepted & known
         average = torch.where(moves, torch.lerp(second_order, average, self.rule.memory), average)
         tau = torch.where(moves, torch.lerp(trial.tau, tau, self.rule.memory), tau)
         target = torch.where(known, average / tau, trial.resolution / trial.tau) * self.rule.safety
-        ratio = target.clamp_min_(self.rule.floor or 0.0) / epsilon
-        # A target of zero is infinitely far away, and is not approached by halves.
-        halves = (settled == 0.0) & (ratio > 0.0) & (ratio < _E)
-        factor = torch.where(halves, ratio.clamp_min(0.5), torch.where(known, self._approach(ratio), 1.0))
-        settled = torch.maximum(settled, (moves & (ratio >= _E)).to(settled.dtype))
-        raised = torch.where(known, self.rule.safety * own, math.inf)
-        raised = torch.minimum(torch.maximum(raised, 1.1 * epsilon), 2.0 * epsilon)
-        epsilon = self._bounded(torch.where(trial.accepted, epsilon * factor, raised))
+        ratio = target.clamp_min_(self.rule.floor or 0.0).div_(epsilon)
+        is_far = ratio < _E
+        own = second_order / (trial.tau * epsilon)
+        factor = torch.where(trial.accepted, self._approach(ratio, is_far, settled, known), self._rise(own, known))
+        # A bool is less than another only if it is false.
+        settled = torch.maximum(settled, is_far < moves)
+        epsilon = self._bounded(factor * epsilon)
         return torch.stack([epsilon, settled, self._usual(trial, length), average, tau])
 
-    def _approach(self, ratio: Tensor) -> Tensor:
-        distance = self.rule.smoothing * ratio.log()
-        return distance.clamp_(-self.rule.fall, self.rule.rise).exp_()
+    def _approach(self, ratio: Tensor, is_far: Tensor, settled: Tensor, known: Tensor) -> Tensor:
+        """The factor of ε after an accepted trial, ``ratio`` being that to its target."""
+        halves = is_far > settled
+        if not self.rule.floor:
+            # A target of zero is infinitely far away, and is not approached by halves.
+            halves &= ratio > 0.0
+        slow = ratio.pow(self.rule.smoothing).clamp_(math.exp(-self.rule.fall), math.exp(self.rule.rise))
+        return torch.where(halves, ratio.clamp_min(0.5), slow.masked_fill_(~known, 1.0))
+
+    def _rise(self, own: Tensor, known: Tensor) -> Tensor:
+        """The factor of ε after a rejected trial, by its own curvature."""
+        return (own * self.rule.safety).clamp_(1.1, 2.0).masked_fill_(~known, 2.0)
 
     def _usual(self, trial: DeviceTrial, length: Tensor) -> Tensor:
-        usual = torch.where(length.isnan(), trial.length, length)
+        usual = length if self._knows_length else torch.where(length.isnan(), trial.length, length)
         counted = trial.length
         if self.rule.outlier is not None:
             counted = torch.minimum(counted, self.rule.outlier * usual)

@@ -14,7 +14,7 @@ from lightning_bsqh.method.candidate import Candidate
 from lightning_bsqh.method.device_iteration import DeviceIteration
 from lightning_bsqh.method.device_metric import DeviceMetric, metric_on_device
 from lightning_bsqh.method.device_reports import Row
-from lightning_bsqh.method.device_rule import DeviceRule, DeviceTrial, precision_on
+from lightning_bsqh.method.device_rule import DeviceRule, DeviceTrial
 from lightning_bsqh.method.reduction import stacked
 from lightning_bsqh.method.report import LayerReport
 from lightning_bsqh.method.search import NotFinite, SearchOptions
@@ -152,9 +152,11 @@ class DeviceStepper(Stepper):
         candidate, epsilon = iteration.propose_(lambda length: rule.epsilon_for(own, length))
         layers = self._layers_of(iteration, trained, float(epsilon)) if record_layers else None
         values = _scalars(adjoint.loss, adjoint.trial(), candidate)
-        finite = values["loss"].isfinite() & (iteration.peak <= options.limit)
-        resolution = values["loss"].abs() * adjoint.resolution
-        change = torch.where(values["trial"].isfinite(), values["trial"] - values["loss"], math.inf)
+        size = values["loss"].abs()
+        finite = (size < math.inf) & (iteration.peak <= options.limit)
+        resolution = size * adjoint.resolution
+        # Neither −∞ nor what is not a number is a decrease.
+        change = (values["trial"] - values["loss"]).nan_to_num_(math.inf, math.inf, math.inf)
         accepted = finite & is_decrease(change, values, options.eta, resolution)
         trial = DeviceTrial(accepted, change, values["slope"], values["tau"], resolution, iteration.length)
         memory = torch.where(finite, rule.observe(trial), rule.memory)
@@ -177,20 +179,25 @@ def is_decrease(change: Tensor, values: Mapping[str, Tensor], eta: float, resolu
     """
     required = eta * values["tau"]
     is_noise = change.abs() <= resolution
-    change = change.masked_fill(is_noise, 0.0)
     required = required.masked_fill(is_noise & (required <= resolution), 0.0)
-    return change + (values["penalty"] - values["base_penalty"]) <= -required
+    change = change.masked_fill(is_noise, 0.0)
+    if "penalty" in values:
+        change = change.add_(values["penalty"] - values["base_penalty"])
+    return change <= required.neg_()
 
 
 def _scalars(loss: Tensor, trial: Tensor | float, candidate: Candidate) -> dict[str, Tensor]:
     """What the decision is taken on, in double precision where the device has it."""
     given = {"loss": loss, "trial": trial, **candidate.scalars()}
     del given["excess"], given["proposed"]
+    if not isinstance(candidate.penalty, Tensor):
+        # A constraint's is zero before and after.
+        del given["penalty"], given["base_penalty"]
     full = [v if isinstance(v, Tensor) else torch.full_like(loss, v) for v in given.values()]
     return dict(zip(given, stacked(full).unbind(), strict=True))
 
 
 def _row(values: Mapping[str, Tensor], decided: Mapping[str, Tensor]) -> Row:
     together = {**values, **decided}
-    device = values["loss"].device
-    return Row(list(together), torch.stack([v.to(precision_on(device)) for v in together.values()]))
+    # All but the two truths are in the same precision, which makes these so, too.
+    return Row(list(together), torch.stack(list(together.values())))

@@ -87,6 +87,8 @@ class DeviceTraining(Training):
 
     @override
     def settle(self) -> None:
+        if self._live is None and not len(self._reports):
+            return
         with uninterrupted():
             arrived, rows = self._reports.take()
             live, self._live = self._live, None
@@ -209,7 +211,7 @@ def record(history: History, numbers: Mapping[str, float]) -> str | None:
     """Takes note of an iteration of which the host has just heard; gives what to say of a stall."""
     if not numbers["finite"]:
         return history.skip(numbers["loss"], numbers["own"], counted=True)
-    candidate = Candidate(*(numbers[name] for name in ("slope", "tau", "penalty", "base_penalty")))
+    candidate = Candidate(*(numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty")))
     found = Found(
         loss=numbers["loss"],
         base_loss=numbers["loss"],

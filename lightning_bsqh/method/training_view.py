@@ -55,6 +55,16 @@ class TrainingView:
         return self._training.history.last
 
     @property
+    def arrived_skipped(self) -> int:
+        """As :attr:`skipped`, as far as the host knows."""
+        return self._training.history.skipped
+
+    @property
+    def arrived_trials(self) -> tuple[int, int]:
+        """Numbers of accepted and rejected trials since this was made, as far as the host knows."""
+        return self._training.history.trials
+
+    @property
     def regularizer(self) -> Regularizer:
         """R as it will be at the end of its ramp."""
         return self._training.regularization.regularizer

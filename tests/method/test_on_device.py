@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -13,6 +15,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_bsqh import (
@@ -23,6 +27,7 @@ from lightning_bsqh import (
     Backtracking,
     Box,
     BSQHOptimizer,
+    BSQHStrategy,
     Cardinality,
     Curvature,
     Discrete,
@@ -30,11 +35,15 @@ from lightning_bsqh import (
     GroupL0,
     LHalf,
     LTwoThirds,
+    RelativeStep,
 )
+from lightning_bsqh.callbacks import BSQHMonitor
 from lightning_bsqh.method import device_training
 from lightning_bsqh.method.reduction import Reduction
-from lightning_bsqh.regularizers import NM
+from lightning_bsqh.method.trial import Trial
+from lightning_bsqh.regularizers import NM, Regularizer
 from tests.problems import cross_entropy, data, smooth_network
+from tests.strategy.small_modules import SmallModule
 
 STEPS = 50
 X, Y = data()
@@ -60,11 +69,11 @@ REGULARIZERS: dict[str, Any] = {
     "by name": {"2": GroupL0(rho=5e-3), "[04]": Cardinality(0.8)},
 }
 RULES: dict[str, Callable[[], Augmentation]] = {
-    "curvature": lambda: Curvature(epsilon=5.0, floor=0.2),
+    "curvature": lambda: Curvature(epsilon=20.0, floor=0.2),
     "from afar": lambda: Curvature(epsilon=300.0, floor=0.2),
-    "without limit": lambda: Curvature(epsilon=1.0, floor=0.0, outlier=None, schedule=False),
-    "soon an outlier": lambda: Curvature(epsilon=5.0, floor=0.2, outlier=1.5),
-    "backtracking": lambda: Backtracking(epsilon=0.5, sigma=1.5, zeta=0.9),
+    "without limit": lambda: Curvature(epsilon=20.0, floor=0.0, outlier=None, schedule=False),
+    "soon an outlier": lambda: Curvature(epsilon=20.0, floor=0.2, outlier=1.5),
+    "backtracking": lambda: Backtracking(epsilon=4.0, sigma=1.5, zeta=0.97),
 }
 
 
@@ -158,7 +167,7 @@ class Reads:
         return counted
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     regularizer=st.sampled_from(sorted(REGULARIZERS)),
     rule=st.sampled_from(sorted(RULES)),
@@ -187,6 +196,200 @@ def test_each_regularizer_and_rule(name: str, rule: str) -> None:
     device = Training("device", odd, **options).run(STEPS)
     assert_twins(host, device)
     assert host.optimizer.skipped == 2
+
+
+def test_a_trial_that_is_rejected_leaves_the_weights_to_the_bit() -> None:
+    training = Training("device", regularizer=L0(rho=0.0), augmentation=Backtracking(epsilon=1e-3)).run(1)
+    before, epsilon = training.state(), training.optimizer.augmentation.epsilon
+    training.run(1)
+    assert not training.optimizer.last_step.accepted
+    assert all(map(torch.equal, before, training.state()))
+    assert training.optimizer.augmentation.epsilon == pytest.approx(1.1 * epsilon)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_changes_nothing(factor: float) -> None:
+    training = Training("device", {3: factor}, "normalized", regularizer=L0(rho=1e-3)).run(3)
+    before, saved = training.state(), copy.deepcopy(training.optimizer.state_dict())
+    training.run(1)
+    assert all(map(torch.equal, before, training.state()))
+    after = training.optimizer.state_dict()
+    assert after["bsqh"]["augmentation"] == saved["bsqh"]["augmentation"]
+    assert after["bsqh"]["skipped"] == 1
+    for key, entry in saved["state"].items():
+        assert torch.equal(entry["mean_square"], after["state"][key]["mean_square"])
+        assert entry["updates"] == after["state"][key]["updates"]
+
+
+def test_the_first_loss_has_to_be_finite() -> None:
+    with pytest.raises(ValueError, match="The loss is nan at the first batch"):
+        Training("device", {0: math.nan}).run(1)
+
+
+def test_no_look_at_the_device_after_the_ramp() -> None:
+    training = Training("device", {30: math.nan, 31: 30.0}, regularizer=Cardinality(0.8, ramp=(0.0, 0.3)))
+    training.run(20)
+    with Reads() as reads:
+        training.run(STEPS - 20)
+        assert reads.count == 0
+        assert training.optimizer.skipped == 1
+        assert reads.count == 1
+        assert training.optimizer.last_step.step == STEPS - 1
+        assert reads.count == 1
+
+
+def test_reports_come_every_fifty_steps() -> None:
+    training = Training("device", regularizer=L0(rho=1e-3), total_steps=None).run(49)
+    assert training.optimizer.arrived_step.step == 0
+    training.run(2)
+    assert training.optimizer.arrived_step.step == 50
+    assert training.optimizer.iterations == 51
+    assert sum(training.optimizer.arrived_trials) == 51
+    assert training.optimizer.param_groups[0]["lr"] == 0.5 / training.optimizer.arrived_step.epsilon
+
+
+def test_a_stall_is_told_with_the_reports() -> None:
+    training = Training("device", dict.fromkeys(range(5, 60), math.nan), regularizer=L0(rho=1e-3), total_steps=None)
+    training.run(50)
+    with pytest.warns(UserWarning, match="20 batches in a row changed nothing"):
+        training.run(2)
+
+
+def test_weights_that_somebody_else_has_changed() -> None:
+    """They may violate the constraint, which only the host can deal with."""
+    trainings = [Training(decide, regularizer=Cardinality(0.8, ramp=(0.0, 0.2))) for decide in ("host", "device")]
+    for training in trainings:
+        training.run(20)
+        with torch.no_grad():
+            training.network[0].weight.add_(0.01)
+        training.run(10)
+        assert training.optimizer.meets_constraint()
+    assert_twins(*trainings)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    saved_at=st.integers(0, 40),
+    odd=st.dictionaries(st.integers(1, 45), st.sampled_from([math.nan, 30.0]), max_size=3),
+    network=st.sampled_from(sorted(NETWORKS)),
+    asked_at=st.integers(0, 40),
+)
+def test_resumed_equals_uninterrupted(saved_at: int, odd: dict[int, float], network: str, asked_at: int) -> None:
+    options: dict[str, Any] = {"regularizer": Cardinality(0.8), "augmentation": RULES["curvature"]()}
+    training = Training("device", odd, network, **options).run(asked_at)
+    # That somebody asks changes nothing.
+    assert training.optimizer.augmentation.epsilon > 0.0
+    training = training.run(STEPS - asked_at)
+    first = Training("device", odd, network, **options).run(saved_at)
+    resumed = Training("device", odd, network, **options)
+    resumed.network.load_state_dict(first.network.state_dict())
+    resumed.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    resumed.run(STEPS - saved_at)
+    assert all(map(torch.equal, training.state(), resumed.state()))
+    assert training.optimizer.state_dict()["bsqh"] == resumed.optimizer.state_dict()["bsqh"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("host", "device"), ("device", "host")])
+def test_a_checkpoint_of_one_mode_goes_on_in_the_other(before: str, after: str) -> None:
+    options = {"regularizer": Cardinality(0.8), "augmentation": RULES["curvature"]()}
+    whole = Training("host", {7: math.nan}, **options).run(40)
+    first = Training(before, {7: math.nan}, **options).run(23)
+    second = Training(after, {7: math.nan}, **options)
+    second.network.load_state_dict(first.network.state_dict())
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    assert_twins(whole, second.run(17))
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    training = Training("device", regularizer=Cardinality(0.8)).run(23)
+    twin = copy.deepcopy(training)
+    assert_twins(training.run(10), twin.run(10))
+    assert all(map(torch.equal, training.state(), twin.state()))
+
+
+def test_layers_are_reported() -> None:
+    host, device = (Training(decide, regularizer=L0(rho=1e-3)) for decide in ("host", "device"))
+    for training in (host, device):
+        training.run(3)
+        training.optimizer.record_layers = True
+        training.run(1)
+    for name, expected in host.optimizer.last_layers.items():
+        assert vars(device.optimizer.last_layers[name]) == pytest.approx(vars(expected), rel=1e-9, abs=1e-12)
+
+
+class Own(Curvature):
+    """Decides differently, and says nothing of the device."""
+
+    def observe(self, trial: Trial) -> None:
+        self.epsilon *= 1.0
+
+
+class Strange(Regularizer):
+    """Says nothing of the device."""
+
+    def penalty(self, weights: Any) -> float:
+        return 0.0
+
+    def prox_(self, points: Any, metric: Any, epsilon: float) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sweep": "gauss-seidel"}, "sweep='gauss-seidel': use sweep='jacobi', or decide='host'"),
+        ({"batch_mode": "full"}, "batch_mode='full': use batch_mode='mini', or"),
+        ({"trial_every": "auto"}, "trial_every='auto': use trial_every=1, or"),
+        ({"augmentation": RelativeStep()}, "augmentation=RelativeStep(...), which has no on_device: use Curvature()"),
+        ({"augmentation": Own()}, "augmentation=Own(...)"),
+        ({"regularizer": Strange()}, "acts_on_device"),
+        ({"regularizer": {"0": Strange()}}, "acts_on_device"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], words: str) -> None:
+    for make in (BSQHStrategy, partial(BSQHOptimizer, smooth_network())):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            make(decide="device", **options)
+
+
+def test_layers_whose_true_k_is_looked_at_are_refused() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 4))
+    with pytest.raises(ValueError, match=r"decide='device' cannot be used with the layers 1, .* decide='host'"):
+        BSQHOptimizer(network, decide="device")
+
+
+def test_several_processes_are_refused() -> None:
+    with pytest.raises(ValueError, match="several processes: use devices=1"):
+        BSQHOptimizer(smooth_network(), decide="device").share(Reduction())
+
+
+@pytest.mark.parametrize("metric", ["rms", "euclidean"])
+def test_in_a_trainer(make_trainer: Any, make_loader: Any, tmp_path: Any, metric: str) -> None:
+    def fit(decide: str, epochs: int = 12, **options: Any) -> tuple[Any, nn.Module]:
+        torch.manual_seed(0)
+        module = SmallModule().double()
+        strategy = BSQHStrategy(decide=decide, max_trials=1, metric=metric, total_steps=36)
+        trainer = make_trainer(strategy, max_epochs=epochs, precision="64-true", callbacks=[BSQHMonitor(5)])
+        trainer.fit(module, make_loader(), weights_only=True, **options)
+        return trainer, module
+
+    _, host = fit("host")
+    trainer, whole = fit("device")
+    torch.testing.assert_close(whole.state_dict(), host.state_dict(), rtol=1e-9, atol=1e-9)
+    monitor = trainer.callbacks[0].augmentation
+    assert monitor.accepted_trials + monitor.rejected_trials == trainer.global_step == 36
+    half, _ = fit("device", 5)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = fit("device", ckpt_path=tmp_path / "half.ckpt")
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+
+
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"callbacks": "scheduler"}])
+def test_accumulation_is_refused(make_trainer: Any, make_loader: Any, options: dict[str, Any]) -> None:
+    if "callbacks" in options:
+        options = {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}
+    with pytest.raises(MisconfigurationException, match="decide='device' cannot be used with accumulate_grad_batches"):
+        make_trainer(BSQHStrategy(decide="device"), max_epochs=2, **options).fit(SmallModule(), make_loader())
 
 
 def test_single_precision() -> None:
