@@ -154,6 +154,9 @@ class DeviceTraining(Training):
         """As a Training does it, with one trial."""
         self.settle()
         found, stalled = super().iterate(adjoint, trained, eta, 1, record_layers, held)
+        if found is not None:
+            # What has been heard of by settling is older.
+            self._epsilon = None
         admits = found is not None and (found.accepted or not found.tightened)
         self._satisfied = Satisfied.by(trained, regularizer) if admits else None
         return found, stalled
