@@ -152,7 +152,7 @@ def fingerprint(name: str) -> str:
     # Once per process: the code is that which was loaded, whatever becomes of the file meanwhile.
     rule = RULES[name](1.0)
     metric = make_metric(METRIC)
-    rule.prepare(metric.default_epsilon, metric.default_floor)
+    rule.prepare(metric.rule_defaults)
     digest = hashlib.sha256()
     for cls in type(rule).__mro__:
         if issubclass(cls, Augmentation):
@@ -299,7 +299,7 @@ def best_fixed(runs: Iterable[Run], setting: tuple[str, int, float]) -> float | 
 
 def measure(tasks: Sequence[Task], options: argparse.Namespace, file: Path, console: Console) -> None:
     """Makes the trainings that the file lacks: for each network and sparsity the scan first, then the starts."""
-    default = make_metric(METRIC).default_epsilon
+    default = make_metric(METRIC).rule_defaults.epsilon
     for task in tasks:
         for sparsity in options.sparsities:
             for rule in sorted(options.rules, key=lambda name: name != "fixed"):
@@ -434,7 +434,7 @@ def draw(tasks: Sequence[Task], runs: Sequence[Run], sparsity: float, png: Path)
         styles: list[dict[str, Any]] = []
         for epsilon, each in by_epsilon(runs, key, "curvature").items():
             chosen.append((f"curvature, ε⁰ = {epsilon:g}", each[0]))
-            styles.append({"color": colour(epsilon / (best or make_metric(METRIC).default_epsilon))})
+            styles.append({"color": colour(epsilon / (best or make_metric(METRIC).rule_defaults.epsilon))})
         if best is not None:
             chosen.append((f"fixed, ε⁰ = {best:g} (best)", by_epsilon(runs, key, "fixed")[best][0]))
             styles.append({"color": "black", "linestyle": "--"})

@@ -3,8 +3,7 @@
     python benchmarks/frontier.py [--mnist FOLDER] [--cifar10 FOLDER] [--tasks digits lstm text mnist cifar10]
         [--sparsities 0 0.9 0.95] [--methods …] [--seeds 0 1 2] [--output runs/frontier]
 
-"bsqh" is ``BSQHStrategy(regularizer=Cardinality(sparsity))`` and has nothing to tune, "bsqh relative" has the rule
-``RelativeStep`` for ε. Every peer is trained with four
+"bsqh" is ``BSQHStrategy(regularizer=Cardinality(sparsity))`` and has nothing to tune. Every peer is trained with four
 learning rates on the first seed; the best one, by the validation split, is shown on all seeds. The test data choose
 nothing. SGD has Nesterov momentum, weight decay 5e-4 and a cosine, AdamW weight decay 1e-2 and a cosine; both prune by
 magnitude along the ramp that bSQH has. "model pruning" is Lightning's ModelPruning, "proximal" SGD with soft
@@ -189,7 +188,7 @@ def measure(runs: Runs, name: str, task: Task, options: argparse.Namespace) -> l
     rows = []
     for sparsity in options.sparsities:
         for method in options.methods:
-            if sparsity == 0.0 and method not in ("bsqh", "bsqh relative", "sgd", "adamw"):
+            if sparsity == 0.0 and method not in ("bsqh", "sgd", "adamw"):
                 continue
             rate = best_rate(runs, task, name, sparsity, method, options.seeds[0])
             each = [

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelPruning
 from torch import Tensor, nn
 
-from lightning_bsqh import BSQHStrategy, Cardinality, RelativeStep
+from lightning_bsqh import BSQHStrategy, Cardinality
 from lightning_bsqh.callbacks import MagnitudePruning
 from lightning_bsqh.regularizers.ramp import Ramp
 from lightning_bsqh.regularizers.selection import keep_largest
@@ -178,20 +178,18 @@ def lightning_pruning(sparsity: float, module: nn.Module, epochs: int) -> ModelP
     )
 
 
-METHODS = ("bsqh", "bsqh relative", "sgd", "adamw", "model pruning", "proximal", "straight-through", "regrowth")
+METHODS = ("bsqh", "sgd", "adamw", "model pruning", "proximal", "straight-through", "regrowth")
 
 
 def rates(method: str, of_sgd: tuple[float, ...]) -> tuple[float, ...]:
     """Learning rates that are tried; bSQH has none to choose, and gets 0."""
-    return {"bsqh": (0.0,), "bsqh relative": (0.0,), "adamw": (1e-3, 3e-3, 1e-2, 3e-2)}.get(method, of_sgd)
+    return {"bsqh": (0.0,), "adamw": (1e-3, 3e-3, 1e-2, 3e-2)}.get(method, of_sgd)
 
 
 def prepare(method: str, rate: float, sparsity: float, module: Any, epochs: int) -> tuple[Any, list[pl.Callback]]:
     """Strategy and callbacks of a method; the module gets its optimizer."""
     if method == "bsqh":
         return BSQHStrategy(regularizer=Cardinality(sparsity)), []
-    if method == "bsqh relative":
-        return BSQHStrategy(regularizer=Cardinality(sparsity), augmentation=RelativeStep()), []
     module.optimizers_of = adamw(rate) if method == "adamw" else sgd(rate)
     if sparsity == 0.0:
         return "auto", []

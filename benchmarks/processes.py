@@ -1,12 +1,13 @@
 """What several processes say to each other in a step, and what it costs: bSQH and SGD under Lightning's DDP.
 
-    python benchmarks/processes.py [--network lenet5 resnet18] [--batch 64] [--steps 30]
+    python benchmarks/processes.py [--network lenet5 resnet18] [--batch 64] [--steps 30] [--counts-only] [--image 8]
 
 Two processes on this machine (gloo) train the same network, each on its own batch. Messages and bytes are what goes
-into a collective operation of torch.distributed, as its dispatcher sees it; they are exact on any machine, and do not
-depend on the number of processes. A message is small if it has at most 512 bytes. Times are medians over the steps
-after the first ten; on a machine with fewer cores than processes, or with others at work, they say little. The
-estimate is no measurement: it puts the counts into a model of trees and rings.
+into a collective operation of torch.distributed, as its dispatcher sees it; they are exact on any machine, and depend
+neither on the number of processes nor on the size of batch and image: --counts-only leaves out what measures time, so
+that small images do. A message is small if it has at most 512 bytes. Times are medians over the steps after the first
+ten; on a machine with fewer cores than processes, or with others at work, they say little. The estimate is no
+measurement: it puts the counts into a model of trees and rings.
 """
 
 from __future__ import annotations
@@ -114,9 +115,11 @@ class Timed(Steps):
         return
 
 
-def train(method: str, network: str, batch: int, steps: int, devices: int, callback: Steps) -> Steps:
-    make, shape = NETWORKS[network]
+def train(method: str, network: str, arguments: argparse.Namespace, devices: int, callback: Steps) -> Steps:
+    (make, shape), batch, steps = NETWORKS[network], arguments.batch, arguments.steps
     torch.manual_seed(0)
+    if arguments.image is not None:
+        shape = (shape[0], arguments.image, arguments.image)
     images = torch.randn(batch * devices * steps, *shape)
     data = TensorDataset(images, torch.randint(0, 10, (len(images),)))
     options = {"sweep": "gauss-seidel"} if method == "gauss-seidel" else {}
@@ -146,12 +149,18 @@ def work(rank: int, port: int, arguments: argparse.Namespace, folder: Path) -> N
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="benchmark")
     found: dict[str, Any] = {}
     for network in arguments.network:
-        for method in METHODS:
-            counted = train(method, network, arguments.batch, arguments.steps, 2, Steps())
-            timed = train(method, network, arguments.batch, arguments.steps, 2, Timed())
-            found[f"{network} {method}"] = {**counted.result(), "time": statistics.median(timed.times[_FIRST:])}
+        for method in arguments.method:
+            counts = train(method, network, arguments, 2, Steps()).result()
+            found[f"{network} {method}"] = {**counts, "time": _time(method, network, arguments, 2)}
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _time(method: str, network: str, arguments: argparse.Namespace, devices: int) -> float:
+    """Seconds per step, NaN if nobody asked."""
+    if arguments.counts_only:
+        return math.nan
+    return statistics.median(train(method, network, arguments, devices, Timed()).times[_FIRST:])
 
 
 def quiet() -> None:
@@ -174,6 +183,9 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=64, help="samples of each process")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--image", type=int, help="height and width of an image, if not the network's usual ones")
+    parser.add_argument("--counts-only", action="store_true", help="messages and bytes, without times")
     parser.add_argument("--latency", type=float, default=10e-6, help="of the estimate: seconds per hop")
     parser.add_argument("--bandwidth", type=float, default=25e9, help="of the estimate: bytes per second")
     arguments = parser.parse_args()
@@ -194,11 +206,11 @@ def show(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for name, result in found.items():
         network, method = name.split(" ")
-        alone = train(method, network, arguments.batch, arguments.steps, 1, Timed())
+        alone = _time(method, network, arguments, 1)
         row = [f"{result.get(key, 0.0):,.0f}" for key in ("large messages", "large bytes")]
         row += [f"{result.get('small messages', 0.0):.2f}", f"{result.get('small bytes', 0.0):,.0f}"]
         row += [f"{result['trials']:.2f}", f"{1e3 * result['time']:.1f}"]
-        row += [f"{1e3 * statistics.median(alone.times[_FIRST:]):.1f}"]
+        row += [f"{1e3 * alone:.1f}"]
         for processes in (8, 1024):
             row.append(f"{1e3 * estimate(result, processes, arguments.latency, arguments.bandwidth):.2f} ms")
         table.add_row(name, *row)

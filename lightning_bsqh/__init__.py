@@ -1,8 +1,8 @@
 """Trains sparse networks from scratch by the batch sequential quadratic Hamiltonian method."""
 
 from lightning_bsqh.certificate.residual import LayerResidual, PMPResidual, pmp_residual
-from lightning_bsqh.method.augmentation import Augmentation, Backtracking, Curvature
-from lightning_bsqh.method.relative_step import RelativeStep
+from lightning_bsqh.method.augmentation import Augmentation, Backtracking
+from lightning_bsqh.method.curvature import Curvature
 from lightning_bsqh.method.report import StepReport
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.regularizers import (
@@ -47,7 +47,6 @@ __all__ = [
     "LayerResidual",
     "PMPResidual",
     "Regularizer",
-    "RelativeStep",
     "StepReport",
     "__version__",
     "build_workspace",

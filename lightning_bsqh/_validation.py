@@ -13,7 +13,14 @@ _LARGEST = 10**15
 
 
 def number(
-    name: str, value: Any, *, low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    infinite: bool = False,
 ) -> float:
     """Returns ``value`` as a float if it is a finite number in the range, else raises.
 
@@ -24,12 +31,13 @@ def number(
         high: Upper end of the range, included unless infinite.
         open_low: Whether ``low`` itself is excluded.
         open_high: Whether ``high`` itself is excluded.
+        infinite: Whether infinity is in the range, too.
 
     Raises:
         TypeError: If ``value`` is no number.
         ValueError: If it is not finite or lies outside the range.
     """
-    end = ")" if open_high or math.isinf(high) else "]"
+    end = ")" if open_high or (math.isinf(high) and not infinite) else "]"
     span = f"{'(' if open_low else '['}{low:g}, {high:g}{end}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number in {span}, got {shown(value)}.")
@@ -39,7 +47,7 @@ def number(
         raise ValueError(f"{name} must lie in {span}, got an integer too large for a float.") from None
     above = found > low if open_low else found >= low
     below = found < high if open_high else found <= high
-    if not (math.isfinite(found) and above and below):
+    if not ((math.isfinite(found) or (infinite and found > 0.0)) and above and below):
         raise ValueError(f"{name} must lie in {span}, got {shown(value)}.")
     return found
 

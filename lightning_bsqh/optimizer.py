@@ -37,7 +37,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
     """Trains by the maximum principle instead of by a learning rate (method §2, §7).
 
     Every layer gets one parameter group with its ``name`` and an ``lr`` that shows 1/(2ε), the
-    length of the step û = w + G/(2εD) before regularisation.
+    length of the step û = w + G/(2εD) before regularization.
 
     Args:
         params: A module (best: its buffers and metrics are then safe from trials), or what
@@ -174,7 +174,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         return self._names.regularized_by_group(self.param_groups)
 
     def sparsity(self) -> float:
-        """Share of exact zeros among the regularised weights; 0 if there are none."""
+        """Share of exact zeros among the regularized weights; 0 if there are none."""
         return share_of_zeros([w for layer in self.regularized_weights().values() for w in layer])
 
     def meets_constraint(self) -> bool:
@@ -207,7 +207,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
             uses: Multiply-adds of one weight for one sample by the parameters' full names, each at least 1.
 
         Raises:
-            ValueError: If a regularised tensor is missing.
+            ValueError: If a regularized tensor is missing.
         """
         self._training.regularization.learn_uses(uses)
 

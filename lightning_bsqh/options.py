@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lightning_bsqh._validation import choice, integer, names, number, shown
-from lightning_bsqh.method.augmentation import Augmentation, Curvature
+from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.curvature import Curvature
 from lightning_bsqh.method.device_refusals import check_options
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.trial_schedule import longest_interval
@@ -118,9 +119,9 @@ class BSQHOptions:
             TypeError: If ``augmentation`` is no rule.
             ValueError: If both are given, or ``epsilon`` is out of its range.
         """
-        metric = make_metric(self.metric)
         rule = make_augmentation(self.augmentation, self.epsilon)
-        rule.prepare(metric.default_epsilon, metric.default_floor)
+        defaults = make_metric(self.metric).rule_defaults
+        rule.prepare(defaults if self.full_batch is None else replace(defaults, shortest=0.0))
         return rule
 
 

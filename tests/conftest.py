@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -14,6 +12,8 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.older_lightning import accept_weights_only
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,19 +33,9 @@ def few_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def weights_only_in_all_versions() -> Iterator[None]:
-    # Lightning before 2.6 does not know the argument, and loads whatever is in a checkpoint.
-    if "weights_only" in inspect.signature(L.Trainer.fit).parameters:
-        yield
-        return
-    fit = L.Trainer.fit
-
-    @functools.wraps(fit)
-    def without(self: L.Trainer, *args: Any, weights_only: bool | None = None, **options: Any) -> None:
-        fit(self, *args, **options)
-
-    L.Trainer.fit = without
+    take_back = accept_weights_only()
     yield
-    L.Trainer.fit = fit
+    take_back()
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_epsilon_compares_the_rules_and_repeats_no_run(tmp_path: Path, capsys: p
         assert 0.0 <= run.rejected < 1.0
         assert len(run.accuracies) == len(run.rejections) == 2
         assert all(epsilon > 0 for _, epsilon in run.epsilons)
-    assert runs[1].epsilons[0][1] >= 25.0  # raised to the metric's floor
+    assert runs[1].epsilons[0][1] >= 25.0  # raised until the step is no longer than the weights permit
     assert (tmp_path / "epsilon.png").stat().st_size > 0
     assert "curvature" in (tmp_path / "epsilon.md").read_text(encoding="utf-8")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,6 @@ from lightning_bsqh import (
     GroupL0,
     LHalf,
     LTwoThirds,
-    RelativeStep,
 )
 from tests.problems import cross_entropy, data, smooth_network
 from tests.reference.twin import (
@@ -35,7 +36,6 @@ from tests.reference.twin import (
     Ramp,
     RampOfRows,
     RampWithL2,
-    RelativeTwin,
     Twin,
 )
 
@@ -71,14 +71,20 @@ REGULARIZERS = {
 # The small starts make rejections; smaller ones would make the trajectory chaotic and the comparison idle.
 DEFAULT = ("rms", "curvature")
 # Rules and metrics that make test drives, with small starts; the default with both, all others make test-all.
-OFTEN = (DEFAULT, ("euclidean", "backtracking"), ("rms", "relative"))
+OFTEN = (DEFAULT, ("euclidean", "backtracking"), ("rms", "lengths"))
 STARTS = {"euclidean": {"small": 0.1, "large": 20.0}, "rms": {"small": 5.0, "large": 200.0}}
 RULES = {
     "backtracking": lambda e: (Backtracking(epsilon=e, sigma=1.5, zeta=0.97), BacktrackingTwin(e, 1.5, 0.97)),
-    "relative": lambda e: (RelativeStep(epsilon=e), RelativeTwin(e, starts_open=False)),
-    # Started at the metric's default, if the first gradient does not ask for more.
-    "open": lambda e: (RelativeStep(), RelativeTwin(e)),
-    "curvature": lambda e: (Curvature(epsilon=e, floor=0.2), CurvatureTwin(e, floor=0.2)),
+    "curvature": lambda e: (
+        Curvature(epsilon=e, floor=0.2, longest=math.inf, shortest=0.0),
+        CurvatureTwin(e, floor=0.2),
+    ),
+    "lengths": lambda e: (
+        Curvature(epsilon=e, longest=0.3, shortest=0.1),
+        CurvatureTwin(e, longest=0.3, shortest=0.1),
+    ),
+    "rms": lambda e: (Curvature(), CurvatureTwin(10_000.0, longest=0.3, shortest=0.1)),
+    "euclidean": lambda e: (Curvature(), CurvatureTwin(5.0)),
 }
 
 
@@ -90,7 +96,7 @@ CASES = [
         start,
         marks=() if (metric, rule) in OFTEN[: 3 if start == "small" else 1] else pytest.mark.slow,
     )
-    for rule in ("backtracking", "curvature", "relative")
+    for rule in ("backtracking", "curvature", "lengths")
     for metric in STARTS
     for name in REGULARIZERS
     for start in ("small", "large")
@@ -104,8 +110,8 @@ def test_same_trajectory_as_the_twin(name: str, metric: str, rule: str, start: s
 
 @pytest.mark.parametrize("metric", ["rms", "euclidean"])
 @pytest.mark.parametrize("name", ["l0", "cardinality", "box, l half", "by name"])
-def test_a_start_that_is_left_to_the_first_gradient(name: str, metric: str) -> None:
-    compare(smooth_network(), name, metric, "open", 62.5 if metric == "rms" else 5.0)
+def test_what_is_left_to_the_metric(name: str, metric: str) -> None:
+    compare(smooth_network(), name, metric, metric, math.nan)
 
 
 @pytest.mark.parametrize("name", ["l0", "cardinality", "cardinality per layer", "rows"])

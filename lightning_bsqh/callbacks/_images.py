@@ -39,7 +39,7 @@ class Album(Protocol):
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """Gives it a table."""
 
-    def summarise(self, values: Mapping[str, float]) -> None:
+    def summarize(self, values: Mapping[str, float]) -> None:
         """Gives it values that are the run's and not a step's."""
 
 
@@ -79,7 +79,7 @@ class _Wandb:
         values: dict[str, Any] = {key: Table(columns=list(columns), data=list(rows))}
         self._logger.log_metrics(values, step=step)
 
-    def summarise(self, values: Mapping[str, float]) -> None:
+    def summarize(self, values: Mapping[str, float]) -> None:
         self._logger.experiment.summary.update(dict(values))
 
 
@@ -111,7 +111,7 @@ class _TensorBoard:
         lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
         self._logger.experiment.add_text(key, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
 
-    def summarise(self, values: Mapping[str, float]) -> None:
+    def summarize(self, values: Mapping[str, float]) -> None:
         """TensorBoard has no summary of a run; its curves and the table at the end say the same."""
 
 
@@ -128,7 +128,7 @@ class _WithLogImage:
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """There is no form for tables that all such loggers share."""
 
-    def summarise(self, values: Mapping[str, float]) -> None:
+    def summarize(self, values: Mapping[str, float]) -> None:
         """Nor one for summaries."""
 
 
@@ -143,7 +143,7 @@ class _MLFlow:
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         """MLflow's tables need pandas, which this package does without."""
 
-    def summarise(self, values: Mapping[str, float]) -> None:
+    def summarize(self, values: Mapping[str, float]) -> None:
         """MLflow has the last value of every metric already."""
 
 

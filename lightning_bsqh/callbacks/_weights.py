@@ -61,7 +61,7 @@ class OutputPositions:
 def layer_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, list[Tensor]]:
     """The weights that count for the sparsity, by layer.
 
-    Those that bSQH regularises, or, with any other optimizer or none, those that it would regularise by default, under
+    Those that bSQH regularizes, or, with any other optimizer or none, those that it would regularize by default, under
     the name of the module that owns them.
     """
     if trainer.optimizers and isinstance(trainer.optimizers[0], BSQHOptimizer):

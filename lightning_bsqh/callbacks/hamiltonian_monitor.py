@@ -21,7 +21,7 @@ class HamiltonianMonitor(pl.Callback):
     ``hamiltonian/<layer>`` is H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l) at the iteration's w; ``pmp_residual/<layer>`` is
     max K_ε(·; w) − K_ε(w; w) with the ε of the iteration's first trial; ``augmented_hamiltonian/gain/<layer>`` is
     K_ε(û; w) − K_ε(w; w) of the last candidate, the same if the first was accepted. All are on the batch, in the units
-    of the loss, and of the linearisation for layers that are not affine in their parameters. Where R couples layers,
+    of the loss, and of the linearization for layers that are not affine in their parameters. Where R couples layers,
     as ``Cardinality`` does, a layer that gives up weights for others has a part below zero; the totals are not
     below zero but where a constraint has just been tightened. No other sweep is done. Loggers get all, other
     callbacks the totals.

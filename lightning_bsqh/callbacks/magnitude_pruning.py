@@ -23,7 +23,7 @@ class MagnitudePruning(pl.Callback):
     After every step the weights pruned before are zero again, whatever the optimizer made of them; at each
     tightening of the ramp those of the smallest magnitude join them, over all layers together (Zhu & Gupta 2017).
     Weights are what :class:`~lightning_bsqh.callbacks.SparsityMonitor` counts, as far as they are trained: those that
-    bSQH regularises, or with any other optimizer those that it would regularise by default. A layer that is unfrozen
+    bSQH regularizes, or with any other optimizer those that it would regularize by default. A layer that is unfrozen
     during the training is pruned with the others from then on. When the ramp has ended exactly round(sparsity · n) of
     n weights are pruned; a weight that is not finite counts as large.
 

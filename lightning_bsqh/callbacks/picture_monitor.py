@@ -52,8 +52,8 @@ class PictureMonitor(pl.Callback):
     ``log_image(key, images, step=…)``, bars and masks. Where the Trainer has no such logger, one warning says so and
     nothing is drawn. W&B's offline runs get everything, too.
 
-    The weights are those that are regularised; with another optimizer than bSQH's, or if none is regularised, those
-    that bSQH would regularise by default.
+    The weights are those that are regularized; with another optimizer than bSQH's, or if none is regularized, those
+    that bSQH would regularize by default.
 
     Args:
         every_n_steps: Draw every so many batches, at least 1.
@@ -128,7 +128,7 @@ class PictureMonitor(pl.Callback):
             sparsity = sparsity_values(weights)["sparsity/total"]
             self._best |= {key: (value, sparsity) for key, value in better.items()}
             if trainer.is_global_zero:
-                self._summarise_best(better)
+                self._summarize_best(better)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,11 +140,11 @@ class PictureMonitor(pl.Callback):
         values = sparsity_values(weights)
         final = {"final/sparsity": values["sparsity/total"], "final/nonzero": int(values["nonzero/total"])}
         for album in self._albums:
-            album.summarise(final)
+            album.summarize(final)
             if weights:
                 album.table("pictures/layers", _COLUMNS, layer_rows(weights), max(trainer.global_step - 1, 0))
         # What was best before a checkpoint from which the training has gone on.
-        self._summarise_best(self._best)
+        self._summarize_best(self._best)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -192,11 +192,11 @@ class PictureMonitor(pl.Callback):
                 parts = " x ".join(f"{min(n, self.max_filters)} of {n}" for n in weight.shape[:2])
                 pictures.captions[f"masks/{name}"] = f"{name}: {parts} kernels, blue is not zero; {mask.caption}"
 
-    def _summarise_best(self, keys: Mapping[str, Any]) -> None:
+    def _summarize_best(self, keys: Mapping[str, Any]) -> None:
         for album in self._albums:
             for key in keys:
                 best, sparsity = self._best[key]
-                album.summarise({f"best/{key}": best, f"best/{key}_sparsity": sparsity})
+                album.summarize({f"best/{key}": best, f"best/{key}_sparsity": sparsity})
 
 
 def nonzero_histogram(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

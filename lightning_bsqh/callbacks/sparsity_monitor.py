@@ -19,11 +19,11 @@ from lightning_bsqh.network.sharding import local_part, over_processes
 class SparsityMonitor(pl.Callback):
     """Logs ``sparsity/total``, ``sparsity/<layer>``, ``nonzero/total``, and what changed.
 
-    A sparsity is the share of exact zeros among the regularised weights, in [0, 1]; ``nonzero/total``
+    A sparsity is the share of exact zeros among the regularized weights, in [0, 1]; ``nonzero/total``
     is the number of the others. ``support/entered`` and ``support/left`` count the weights that have become non-zero
     and zero since the last reading. ``multiply_adds/share`` is the share of the multiplications and additions of
     linear and convolutional layers that are left if zeros are skipped. With another optimizer than bSQH's, the
-    weights count that bSQH would regularise by default. The last step of each epoch is measured, too, for other
+    weights count that bSQH would regularize by default. The last step of each epoch is measured, too, for other
     callbacks; loggers also get the outcome.
 
     Args:

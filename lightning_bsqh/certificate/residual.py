@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_bsqh._validation import integer, number
 from lightning_bsqh.certificate.sampling import sampled_residual
+from lightning_bsqh.certificate.shares import Share, refuse_wrapped, share_of
 from lightning_bsqh.method.hamiltonian import affine_hamiltonian, elementwise_gain
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.method.metric import Unreached, make_metric
@@ -30,16 +32,16 @@ class LayerResidual:
 
     Attributes:
         name: The layer, such as ``"features.0"``.
-        residual: K_ε(û; u) − K_ε(u; u) summed over the layer's weights, û the maximiser. At least zero up to
+        residual: K_ε(û; u) − K_ε(u; u) summed over the layer's weights, û the maximizer. At least zero up to
             rounding, except where R couples the layers: then it is the layer's part of the gain of the global
-            maximiser, and below zero in a layer that gives up weights in favour of others.
+            maximizer, and below zero in a layer that gives up weights in favor of others.
         hamiltonian: H_l(u_l) = ⟨G_l, u_l⟩ − ρR_l(u_l).
         hamiltonian_gap: max H_l − H_l(u_l) ≥ 0, without any ε, over those of the layer's weights whose admissible set
             is compact (a Box with two ends, or Discrete), the others held at u; for Cardinality the layer's part of the
             global maximum. None where there are none, or the maximum is not known.
         linearised: Whether the layer is not known to be affine in its parameters; all numbers are then those
-            of its linearisation at u.
-        sampled: For a linearised layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
+            of its linearization at u.
+        sampled: For a linearized layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
             was found among sampled points v, a lower bound of the layer's true residual. None for the others.
         gains: The part of every single weight in ``residual``, shape ``[n]``, double precision. Where R is no
             sum over elements, every weight of a tensor carries the gain of the whole tensor.
@@ -64,14 +66,14 @@ class PMPResidual:
 
     Attributes:
         total: r = max K_ε(·; u) − K_ε(u; u) ≥ 0 (up to rounding) over all layers together; zero exactly where
-            û = u maximises K_ε. Exact also for an R that couples the layers.
+            û = u maximizes K_ε. Exact also for an R that couples the layers.
         hamiltonian: Σ_l⟨G_l, u_l⟩ − ρR(u).
         hamiltonian_gap: max H − H(u) over all weights whose admissible set is compact, see :class:`LayerResidual`;
             None if there are none. Zero exactly where u satisfies the maximum condition of these weights itself.
         loss: L(u).
         epsilon: The ε of K_ε.
         coupled: Whether R couples the layers, as ``Cardinality`` does; the numbers of a single layer are then
-            its part of the global maximiser.
+            its part of the global maximizer.
         layers: The same per layer, by name, in the order of the network.
     """
 
@@ -94,7 +96,7 @@ class PMPResidual:
         All trained parameters are counted, biases included. Weight i satisfies the condition if replacing u_i by
         û_i changes K_ε by at most the tolerance: |G_i s_i − ρ[R(û_i) − R(u_i)] − εD_i s_i²| ≤ tolerance with
         s = û − u. For an R that is a sum over elements (L0, L1, L2) this is max K_ε − K_ε(u) along that
-        coordinate. For Cardinality it is the weight's part of the global maximiser, which is below zero for a
+        coordinate. For Cardinality it is the weight's part of the global maximizer, which is below zero for a
         weight that is given up, hence the modulus. For any other R, every weight of a tensor counts with
         the gain of the whole tensor, so that the share is a lower bound.
 
@@ -114,7 +116,7 @@ class PMPResidual:
             return f"{name:<{width}}  {residual:10.3e}  {hamiltonian:11.3e}  {shares}{note}"
 
         for layer in self.layers.values():
-            note = "  linearised" if layer.linearised else ""
+            note = "  linearized" if layer.linearised else ""
             if layer.sampled is not None:
                 note += f", true K: at least {layer.sampled:.3e}"
             lines.append(row(layer.name, layer.residual, layer.hamiltonian, layer.satisfied, note))
@@ -122,10 +124,10 @@ class PMPResidual:
         if self.hamiltonian_gap is not None:
             lines.append(f"max H - H over the weights in a box or on levels: {self.hamiltonian_gap:.3e}")
         if self.coupled:
-            lines.append("The regularizer couples the layers: a layer's row is its part of the global maximiser.")
+            lines.append("The regularizer couples the layers: a layer's row is its part of the global maximizer.")
         if self.linearised:
             lines.append(
-                "linearised: not known to be affine in its parameters; the numbers are those of its linearisation."
+                "linearized: not known to be affine in its parameters; the numbers are those of its linearization."
             )
         if any(layer.sampled is not None for layer in self.layers.values()):
             lines.append("true K: a lower bound of the layer's true residual, found by sampling.")
@@ -142,16 +144,17 @@ def pmp_residual(
     regularize: Sequence[str] | None = None,
     layers: LayerChoice = "leaf",
     samples: int = 64,
+    shard_samples: int | None = None,
 ) -> PMPResidual:
-    """How far the weights of ``model`` are from maximising every layer's (augmented) Hamiltonian.
+    """How far the weights of ``model`` are from maximizing every layer's (augmented) Hamiltonian.
 
-    One forward and one backward at the current weights u give G = −∂L/∂u; the maximiser of
+    One forward and one backward at the current weights u give G = −∂L/∂u; the maximizer of
     K_ε(·; u) is the proximal point of the method (§3), evaluated in double precision. No other sweep is done.
     Parameters, their ``grad``, buffers, plain attributes and random generators are left as they were.
 
     This is exact for layers that are affine in their parameters: those of ``affine.AFFINE_MODULES`` (Linear,
-    convolutions and their transposes, normalisations, Embedding), with states and adjoints held fixed. Every
-    other layer is reported as ``linearised``: its numbers are those of the linearisation of ⟨p, λ(x, ·)⟩ at u and
+    convolutions and their transposes, normalizations, Embedding), with states and adjoints held fixed. Every
+    other layer is reported as ``linearised``: its numbers are those of the linearization of ⟨p, λ(x, ·)⟩ at u and
     certify nothing about the layer itself. Where such a layer can be run alone, ``sampled`` bounds its true residual
     from below: the largest gain of the true K that some points around u and the proximal points have shown.
     Only the type of a module is looked at: that a network uses the ``weight`` of a Linear also in some other way is not
@@ -161,7 +164,7 @@ def pmp_residual(
     maximum condition itself, without the augmentation.
 
     With an R that couples the layers, such as Cardinality, the total is exact, and a layer's numbers are its part
-    of the global maximiser. Cardinality is taken with its target; during a ramp pass
+    of the global maximizer. Cardinality is taken with its target; during a ramp pass
     ``optimizer.regularizer.at(step, total_steps)``.
 
     Args:
@@ -177,12 +180,18 @@ def pmp_residual(
         layers: Which modules are the layers, as for the optimizer.
         samples: Number of random points at which the true K of a layer that is not affine is evaluated, at least 0;
             always the same ones.
+        shard_samples: In several processes, such as those of a DDP training, of which each has a share of the data:
+            the number of samples whose mean loss ``loss_closure`` returns in this one. L is then the mean over the
+            samples of all, and all processes have to take part; each gets the same result. An error in one is raised
+            in all. None for a certificate of this process's data alone, whoever else there is.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If ``epsilon`` or ``metric`` is out of range, loss or gradient is not finite, the closure calls
-            backward or does not depend on the model, or the weights violate the regularizer's constraint.
-        RuntimeError: If the regularizer's ``prox_`` does not maximise.
+            backward or does not depend on the model, the weights violate the regularizer's constraint, the model is
+            sharded or wrapped in DistributedDataParallel, or the processes hold different weights.
+        RuntimeError: If the regularizer's ``prox_`` does not maximize.
+        ProcessError: If another process has raised.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: pass the network itself.")
@@ -191,55 +200,47 @@ def pmp_residual(
             f"loss_closure must be a function without arguments that returns the loss, got {loss_closure!r}:"
             " pass for example lambda: criterion(model(x), y)."
         )
-    epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
-    samples = integer("samples", samples, low=0)
-    found = only_trained(find_layers(model, regularize, layers))
-    regularizer = bind(regularizer, found, regularize)
-    parameters = {name: p for layer in found for name, p in layer.parameters.items()}
-    bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]
-    boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
-    loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
-    weights = _doubles(parameters, regularizer, {n for layer in found for n in layer.regularized})
-    d = _metric(metric, weights, gradients, regularizer)
-    regularizer = regularizer.held_in([d[n] for layer in found for n in layer.parameters if n in layer.regularized])
-    at = _Point(weights, gradients, d, regularizer, found, epsilon)
-    sampled = {
-        layer.name: at.sampled(layer, parameters, boundaries, samples)
-        for layer in bent
-        if boundaries is not None and boundaries.calls(layer)
-    }
-    return PMPResidual(
-        total=at.total,
-        hamiltonian=affine_hamiltonian(
-            math.fsum(at.alignment(name) for name in weights), float(regularizer.penalty(at.regularized(found)))
-        ),
-        hamiltonian_gap=at.hamiltonian_gap(list(weights)),
-        loss=loss,
-        epsilon=epsilon,
-        coupled=regularizer.couples_tensors,
-        layers={layer.name: at.layer(layer, sampled.get(layer.name)) for layer in found},
-    )
+    share = share_of(model, shard_samples)
+    with share.ending_all():
+        share.check()
+        refuse_wrapped(model)
+        epsilon = number("epsilon", epsilon, low=0.0, open_low=True)
+        samples = integer("samples", samples, low=0)
+        found = only_trained(find_layers(model, regularize, layers))
+        bound = bind(regularizer, found, regularize)
+        parameters = {name: p for layer in found for name, p in layer.parameters.items()}
+        bent = [layer for layer in found if layer.can_be_run and not layer.is_affine]
+        boundaries = Boundaries(bent, (p.device for p in parameters.values())) if bent else None
+        loss, gradients = _sweep(model, loss_closure, parameters, boundaries)
+        loss, gradients = share.joined(loss, gradients, parameters, boundaries)
+        at = _Point(parameters, gradients, metric, bound, found, epsilon)
+        sampled = {} if boundaries is None else at.sampled_of(bent, parameters, boundaries, samples, share)
+        return at.result(loss, sampled)
 
 
 class _Point:
-    """u, G, D and the maximiser û, and what they say about a layer."""
+    """u, G, D and the maximizer û, and what they say about a layer."""
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor | None],
-        metric: Mapping[str, MetricWeight],
+        metric: str | Mapping[str, MetricWeight],
         regularizer: Regularizer,
         layers: Sequence[Layer],
         epsilon: float,
     ) -> None:
+        names = list(parameters)
+        chosen = {name for layer in layers for name in layer.regularized}
+        weights = _doubles(parameters, regularizer, chosen)
+        d = _metric(metric, weights, gradients, regularizer)
+        regularizer = regularizer.held_in([d[n] for n in names if n in chosen])
+        self._layers = layers
         self._weights = weights
         self._ascent = {n: torch.zeros_like(weights[n]) if g is None else -g for n, g in gradients.items()}
-        self._metric = metric
+        self._metric = d
         self._regularizer = regularizer
         self._epsilon = epsilon
-        names = list(weights)
-        chosen = {name for layer in layers for name in layer.regularized}
         #: Positions of the tensors that R acts on, in the order in which it gets them.
         self._positions = {name: i for i, name in enumerate(n for n in names if n in chosen)}
         # The very iteration of the training, on copies: the certificate is about what would be done next.
@@ -247,7 +248,7 @@ class _Point:
         iteration = Iteration(
             list(self._maximiser.values()),
             [gradients[n] for n in names],
-            lambda pack, _: pack.side_by_side([metric[n] for n in names]),
+            lambda pack, _: pack.side_by_side([d[n] for n in names]),
             regularizer,
             [i for i, n in enumerate(names) if n in chosen],
         )
@@ -267,12 +268,29 @@ class _Point:
         if not self.total >= -1e-9 * size - 1e-12 * abs(float(iteration.penalty)):
             raise RuntimeError(
                 f"regularizer={regularizer!r}: its prox_ found a point with a K that is lower by {-self.total:.3g} than"
-                " that of the weights themselves, so it does not maximise: check prox_ against penalty."
+                " that of the weights themselves, so it does not maximize: check prox_ against penalty."
             )
 
-    def regularized(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """The weights that R acts on, in the order in which the optimizer would hand them over."""
-        return [self._weights[n] for layer in layers for n in layer.parameters if n in layer.regularized]
+    def result(self, loss: float, sampled: Mapping[str, float]) -> PMPResidual:
+        """All that there is to say.
+
+        Args:
+            loss: L(u).
+            sampled: Lower bounds of the true residual, of the layers that have one.
+        """
+        # The weights that R acts on, in the order in which the optimizer would hand them over.
+        regularized = [self._weights[n] for layer in self._layers for n in layer.parameters if n in layer.regularized]
+        return PMPResidual(
+            total=self.total,
+            hamiltonian=affine_hamiltonian(
+                math.fsum(map(self.alignment, self._weights)), float(self._regularizer.penalty(regularized))
+            ),
+            hamiltonian_gap=self.hamiltonian_gap(list(self._weights)),
+            loss=loss,
+            epsilon=self._epsilon,
+            coupled=self._regularizer.couples_tensors,
+            layers={layer.name: self.layer(layer, sampled.get(layer.name)) for layer in self._layers},
+        )
 
     def _restricted_to(self, names: Sequence[str]) -> Regularizer:
         """R as it acts on these tensors alone."""
@@ -292,26 +310,44 @@ class _Point:
         regularizer = self._restricted_to(names)
         return math.fsum(slopes) - float(regularizer.penalty(v) - regularizer.penalty(u))
 
-    def sampled(self, layer: Layer, parameters: Mapping[str, Tensor], boundaries: Boundaries, samples: int) -> float:
-        """The largest gain of a layer's true K among sampled points.
+    def sampled_of(
+        self,
+        layers: Sequence[Layer],
+        parameters: Mapping[str, Tensor],
+        boundaries: Boundaries,
+        samples: int,
+        share: Share,
+    ) -> dict[str, float]:
+        """The largest gain of the true K among sampled points, for those of the layers that can be run alone.
 
         Args:
-            layer: One that can be run alone.
+            layers: Those that are not affine.
             parameters: The network's own tensors, which hold u; they do again afterwards.
-            boundaries: The layer's inputs and adjoints.
+            boundaries: The layers' inputs and adjoints.
             samples: Number of random points.
+            share: Means over the processes.
         """
+        known = [layer for layer in layers if share.everywhere(bool(boundaries.calls(layer)))]
+
+        def alignment(layer: Layer) -> float:
+            return share.mean(boundaries.alignment(layer))
+
+        return {layer.name: self._sampled(layer, parameters, partial(alignment, layer), samples) for layer in known}
+
+    def _sampled(
+        self, layer: Layer, parameters: Mapping[str, Tensor], alignment: Callable[[], float], samples: int
+    ) -> float:
         names = list(layer.parameters)
         own = self._regularizer.separate([self._weights[n] for n in self._positions])
         regularizers = [own[self._positions[n]] if n in self._positions else None for n in names]
         base = [self._weights[n] for n in names]
-        before = boundaries.alignment(layer)
+        before = alignment()
         kept = [parameters[n].detach().clone() for n in names]
 
         def gain(point: Sequence[Tensor]) -> float:
             for name, v in zip(names, point, strict=True):
                 parameters[name].data.copy_(v)
-            value = boundaries.alignment(layer) - before
+            value = alignment() - before
             for v, u, name, r in zip(point, base, names, regularizers, strict=True):
                 d = self._metric[name]
                 value -= self._epsilon * float((d * (v - u).square()).sum())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 
-#: Steps along the proximal direction that are always tried, as shares of that to the maximiser of the linearisation.
+#: Steps along the proximal direction that are always tried, as shares of that to the maximizer of the linearization.
 _SHARES = (2.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 
 
@@ -26,7 +26,7 @@ def sampled_residual(
     """The largest K_ε(v; u) − K_ε(u; u) found among admissible points v; at least 0, which is u itself.
 
     The points are proximal points of u + tG/(2εD), t along a few steps and at random, and of the same with noise of the
-    size of these steps: where a maximiser would be if the layer were nearly affine, and around it. It is
+    size of these steps: where a maximizer would be if the layer were nearly affine, and around it. It is
     a lower bound: a residual above it is not excluded.
 
     Args:

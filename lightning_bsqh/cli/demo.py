@@ -44,7 +44,7 @@ class DemoResult:
 
     Attributes:
         test_accuracy: Share of the test images that the best sparse checkpoint gets right.
-        zeros: Numbers of exact zeros and of all regularised weights of that checkpoint, by layer.
+        zeros: Numbers of exact zeros and of all regularized weights of that checkpoint, by layer.
         accepted_trials: Number of accepted trials.
         rejected_trials: Number of rejected trials.
         skipped: Number of batches skipped because they were not finite.
@@ -66,7 +66,7 @@ class DemoResult:
 
     @property
     def sparsity(self) -> float:
-        """Share of exact zeros among all regularised weights."""
+        """Share of exact zeros among all regularized weights."""
         return sum(zeros for zeros, _ in self.zeros.values()) / sum(size for _, size in self.zeros.values())
 
 
@@ -225,7 +225,7 @@ def print_result(result: DemoResult, seed: int) -> None:
     console.print(table)
     width = max(len(name) for name in result.files)
     for name, path in result.files.items():
-        # Plain, so that a path is never broken or coloured in parts.
+        # Plain, so that a path is never broken or colored in parts.
         print(f"{name:<{width}}  {path}")
     if "report" in result.files:
         print(f"The report shows all of it. {how_to_open(result.files['report'])}")

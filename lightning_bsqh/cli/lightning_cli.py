@@ -153,7 +153,7 @@ def sparsity_lines(weights: dict[str, list[Any]]) -> list[str]:
     """How many weights, filters and rows are zero, as lines for the console.
 
     Args:
-        weights: The regularised weights, by layer.
+        weights: The regularized weights, by layer.
     """
     values = sparsity_values(weights)
     lines = [f"{'sparsity':<14} {values['sparsity/total']:.4f} ({values['nonzero/total']:,.0f} weights are left)"]

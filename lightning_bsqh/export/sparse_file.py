@@ -20,15 +20,18 @@ VERSION = 1
 
 # What the two entries of a sparse tensor and its description add to the header of a file, about, beside their names.
 _HEADER_BYTES = 140
-# Those that safetensors stores by themselves; the others go as bytes, and the description has their name.
+# Those that every supported version of safetensors stores by themselves; the others go as bytes, and the description
+# has their name.
 _STORED = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    *(torch.uint16, torch.uint32, torch.uint64, torch.complex64),
 }
 _OTHERS = {
     getattr(torch, name)
-    for name in ("complex32", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+    for name in (
+        *("uint16", "uint32", "uint64", "complex32", "complex64", "complex128"),
+        *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
     if hasattr(torch, name)  # not all versions of torch have all
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED | _OTHERS}

@@ -72,7 +72,7 @@ class LayerTerms:
 
     Attributes:
         hamiltonian: H_l(w_l) = ⟨G_l, w_l⟩ − ρR_l(w_l).
-        gain: K_{ε,l}(û_l; w_l) − K_{ε,l}(w_l; w_l), of the linearisation where the layer is not affine.
+        gain: K_{ε,l}(û_l; w_l) − K_{ε,l}(w_l; w_l), of the linearization where the layer is not affine.
     """
 
     hamiltonian: float

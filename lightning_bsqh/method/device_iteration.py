@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ class DeviceIteration(Iteration):
     w satisfies the constraint of the iteration, which whoever makes this knows.
     """
 
-    #: Σ G²/(4D) in double precision, once there is a candidate.
+    #: Σ G²/(4D) and ‖G/D‖/‖w‖ in double precision, once there is a candidate; the latter is not a number if all weights
+    #: are zero, or if nobody looks at them.
     length: Tensor
+    relative: Tensor
 
     @override
     def _admits(self, base: Sequence[Tensor]) -> bool:
@@ -32,11 +35,11 @@ class DeviceIteration(Iteration):
     def _joined_regularizer(self) -> Regularizer | None:
         return self._regularizer.on_vector_with_minimum(self.packs[0].sizes[: len(self._regularized)])
 
-    def propose_(self, epsilon_for: Callable[[Tensor], Tensor]) -> tuple[Candidate, Tensor]:
+    def propose_(self, epsilon_for: Callable[[Tensor, Tensor], Tensor]) -> tuple[Candidate, Tensor]:
         """Puts û into the parameters.
 
         Args:
-            epsilon_for: Gives ε for the length Σ G²/(4D) of the gradient.
+            epsilon_for: Gives ε for Σ G²/(4D) and ‖G/D‖/‖w‖.
 
         Returns:
             What û is worth, and its ε.
@@ -44,10 +47,9 @@ class DeviceIteration(Iteration):
         metric = self._metrics()
         directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
         self._look_at(directions)
-        length = self._of_gradient["length"]
-        assert isinstance(length, Tensor)
-        self.length = length.to(precision_on(length.device))
-        epsilon = epsilon_for(self.length)
+        self.length = self._precise("length")
+        self.relative = self._measured_relative()
+        epsilon = epsilon_for(self.length, self.relative)
         # What acts on the device takes a scalar tensor in place of the number.
         given: Any = epsilon.to(directions[0].dtype) if len(directions) == 1 else epsilon
         inverse = given.reciprocal()
@@ -58,6 +60,17 @@ class DeviceIteration(Iteration):
         self._acting.prox_(self._weights(points), self._weights(metric), given)
         self.put_(points)
         return self._measure(points, metric), epsilon
+
+    def _precise(self, name: str) -> Tensor:
+        found = self._of_gradient[name]
+        assert isinstance(found, Tensor)
+        return found.to(precision_on(found.device))
+
+    def _measured_relative(self) -> Tensor:
+        if not self._looks_at_weights:
+            return torch.full_like(self.length, math.nan)
+        weights = self._precise("weights")
+        return (self._precise("direction") / weights).sqrt_().masked_fill_(weights == 0.0, math.nan)
 
     @property
     def peak(self) -> Tensor | float:

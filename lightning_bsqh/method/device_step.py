@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ class DeviceStepper(Stepper):
         Raises:
             NoStep: If the host knows that loss or gradient are not finite; nothing has changed then.
         """
-        iteration = self._make_device_iteration(trained, regularizer, live.metric)
+        iteration = self._make_device_iteration(trained, regularizer, live)
         try:
             decision = self._decide(adjoint, trained, iteration, live.rule, options, record_layers)
             if must_be_finite and not bool(decision.finite):
@@ -124,19 +125,20 @@ class DeviceStepper(Stepper):
         live.rule.memory = decision.memory
         return decision.row, decision.layers
 
-    def _make_device_iteration(
-        self, trained: Trained, regularizer: Regularizer, device_metric: DeviceMetric
-    ) -> DeviceIteration:
+    def _make_device_iteration(self, trained: Trained, regularizer: Regularizer, live: Live) -> DeviceIteration:
         regularized = trained.regularized_positions
-        low = contested(regularizer, regularized) if device_metric.has_unreached else set()
+        low = contested(regularizer, regularized) if live.metric.has_unreached else set()
 
         def metric(pack: Pack, gradient: Tensor) -> MetricWeight:
-            return device_metric.weight(pack, gradient, low)
+            return live.metric.weight(pack, gradient, low)
 
         gradients = [dense(p.grad) for p in trained.parameters.values()]
         packs = self._packs_of(trained, regularized)
         parameters = list(trained.parameters.values())
-        return DeviceIteration(parameters, gradients, metric, regularizer, regularized, packs=packs)
+        looks = live.rule.rule.looks_at_weights
+        return DeviceIteration(
+            parameters, gradients, metric, regularizer, regularized, packs=packs, looks_at_weights=looks
+        )
 
     def _decide(
         self,
@@ -149,7 +151,7 @@ class DeviceStepper(Stepper):
     ) -> Decision:
         assert adjoint.loss is not None
         own = rule.epsilon_at(options.progress)
-        candidate, epsilon = iteration.propose_(lambda length: rule.epsilon_for(own, length))
+        candidate, epsilon = iteration.propose_(partial(rule.epsilon_for, own))
         layers = self._layers_of(iteration, trained, float(epsilon)) if record_layers else None
         values = _scalars(adjoint.loss, adjoint.trial(), candidate)
         size = values["loss"].abs()
@@ -158,7 +160,16 @@ class DeviceStepper(Stepper):
         # Neither −∞ nor what is not a number is a decrease.
         change = (values["trial"] - values["loss"]).nan_to_num_(math.inf, math.inf, math.inf)
         accepted = finite & is_decrease(change, values, options.eta, resolution)
-        trial = DeviceTrial(accepted, change, values["slope"], values["tau"], resolution, iteration.length)
+        trial = DeviceTrial(
+            accepted,
+            change,
+            values["slope"],
+            values["tau"],
+            resolution,
+            iteration.length,
+            iteration.relative,
+            progress=options.progress,
+        )
         memory = torch.where(finite, rule.observe(trial), rule.memory)
         row = _row(values, {"epsilon": epsilon, "own": own, "accepted": accepted, "finite": finite})
         return Decision(finite, accepted, memory, row, layers)

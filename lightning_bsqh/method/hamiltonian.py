@@ -23,7 +23,7 @@ def augmented_gain(
 ) -> Tensor | float:
     """K_ε(û; w) − K_ε(w; w) = ⟨G, û−w⟩ − ρ[R(û) − R(w)] − ε‖û−w‖²_D, summed over the layers.
 
-    At the maximiser it is at least zero, up to rounding (method §3); exact where λ is affine in u.
+    At the maximizer it is at least zero, up to rounding (method §3); exact where λ is affine in u.
 
     Args:
         slope: ⟨G, û − w⟩.

@@ -32,7 +32,7 @@ class Iteration:
         regularizer: R as it holds in this iteration.
         regularized: Positions of the tensors that R acts on.
         checks: The layers that are not affine in their parameters and can be run alone.
-        packs: The parameters side by side, with the regularised ones first; None makes them.
+        packs: The parameters side by side, with the regularized ones first; None makes them.
         unreached: Positions of the parameters that no gradient had reached before, each with whether one does now; None
             where only the device knows.
         apart: Whether R has to see the tensors apart, although it could do without.
@@ -91,7 +91,7 @@ class Iteration:
     def scalars(self) -> dict[str, Tensor | float]:
         """What has to be read of w and G, by name, once there is a candidate.
 
-        ``length`` is Σ G²/(4D), ε²τ of the step without a regulariser; ``peak`` the largest |G|; ``admitted`` whether w
+        ``length`` is Σ G²/(4D), ε²τ of the step without a regularizer; ``peak`` the largest |G|; ``admitted`` whether w
         satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time; and
         where they are wanted, ``direction`` ‖G/D‖² and ``weights`` ‖w‖².
         """
@@ -144,7 +144,7 @@ class Iteration:
         )
         candidate = self._measure(self.values(), metric, excess)
         if self._regularizer.couples_tensors and not self.tightened and not candidate.gain(epsilon) >= 0.0:
-            # What one layer gives up for another is worth it in the linearisation, but not in the true K.
+            # What one layer gives up for another is worth it in the linearization, but not in the true K.
             self.restore_()
             candidate = self._measure(self._base, metric)
         return candidate

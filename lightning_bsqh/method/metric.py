@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh._validation import shown
+from lightning_bsqh.method.augmentation import RuleDefaults
 from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
 
@@ -43,10 +44,8 @@ class Metric(ABC):
     iteration is through, so that one that is skipped or interrupted leaves nothing.
     """
 
-    #: Start of ε that suits the metric, used by the default rule.
-    default_epsilon: float
-    #: ε below which a step is too long for any network, 0 if the metric cannot tell.
-    default_floor: float
+    #: What the default rule for ε takes where the user has left it open.
+    rule_defaults: RuleDefaults
 
     def largest_gradient(self, dtype: torch.dtype) -> float:
         """An element of G above it is as good as infinite."""
@@ -99,8 +98,7 @@ class Metric(ABC):
 class Euclidean(Metric):
     """D = 1, the plain method."""
 
-    default_epsilon = 5.0
-    default_floor = 0.0
+    rule_defaults = RuleDefaults(epsilon=5.0)
 
     @override
     def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> float:
@@ -124,9 +122,8 @@ class RMS(Metric):
     would otherwise take the places of weights that have.
     """
 
-    default_epsilon = 62.5
-    # A weight whose gradient is as large as usual moves by 1/(2ε); longer steps than 0.01 may lose what was learnt.
-    default_floor = 50.0
+    # A weight whose gradient is as large as usual moves by 1/(2ε): at the start by as good as nothing.
+    rule_defaults = RuleDefaults(epsilon=10_000.0, longest=0.3, shortest=0.1)
     decay = 0.999
     tiny = 1e-8
 

@@ -40,7 +40,7 @@ class Regularization:
         self._demand = Demand([n for layer in layers for n in layer.parameters if n in layer.regularized])
 
     def of(self, layer: Layer) -> str:
-        """What R is for one layer's regularised weights, as a user would write it."""
+        """What R is for one layer's regularized weights, as a user would write it."""
         order = [n for other in self._layers for n in other.parameters if n in other.regularized]
         own = [order.index(n) for n in layer.parameters if n in layer.regularized]
         return repr(self.regularizer.restricted_to(own))

@@ -30,9 +30,9 @@ class TrueHamiltonian:
 
 
 class Safeguard:
-    """Moves û back towards w, layer by layer, until the true K is at least that at w.
+    """Moves û back toward w, layer by layer, until the true K is at least that at w.
 
-    The closed form maximises the linearisation of ⟨p, λ(x, ·)⟩ at w. Where the true K_{ε,l}(û; w) is below
+    The closed form maximizes the linearization of ⟨p, λ(x, ·)⟩ at w. Where the true K_{ε,l}(û; w) is below
     K_{ε,l}(w; w), the best of λ²û + (1−λ²)w is taken; of equal ones the later. Elements that a constraint
     pins (a weight that Cardinality has set to zero) stay where û has them.
 

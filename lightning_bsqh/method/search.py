@@ -155,7 +155,7 @@ class Search:
         self._resolution = 0.0
 
     def run(self, loss: Tensor, resolution: float) -> Found:
-        """Searches; afterwards the parameters hold the new iterate.
+        """Searches; afterward the parameters hold the new iterate.
 
         Args:
             loss: L_B(w), a scalar.
@@ -273,6 +273,7 @@ class Search:
             self._resolution,
             self._length,
             self._relative,
+            self._options.progress,
         )
         # The untested steps before it would have shown much the same.
         for _ in range(self._options.stands_for if found.accepted and found.trials == 1 else 1):

@@ -36,12 +36,12 @@ class Trained:
 
     @property
     def regularized_names(self) -> list[str]:
-        """Names of the regularised ones, in their order."""
+        """Names of the regularized ones, in their order."""
         return [name for name in self.parameters if name in self.regularized]
 
     @property
     def regularized_positions(self) -> list[int]:
-        """Where the regularised ones are among all."""
+        """Where the regularized ones are among all."""
         return [i for i, name in enumerate(self.parameters) if name in self.regularized]
 
     def located(self, layers: Sequence[Layer]) -> list[tuple[Layer, list[int]]]:

@@ -85,5 +85,5 @@ class TrainingView:
         return self._training.regularization.is_default
 
     def regularizer_of(self, layer: Layer) -> str:
-        """What R is for one layer's regularised weights, as a user would write it."""
+        """What R is for one layer's regularized weights, as a user would write it."""
         return self._training.regularization.of(layer)

@@ -19,9 +19,10 @@ class Trial:
         tightened: Whether w violated a constraint that has just been tightened: then û − w is mostly
             thresholding, and its curvature says little about the smooth part.
         resolution: The rounding error of the loss; what lies below it is noise.
-        length: Σ G²/(4D), which is ε²τ of the step without a regulariser: a measure of the gradient.
+        length: Σ G²/(4D), which is ε²τ of the step without a regularizer: a measure of the gradient.
         relative: ‖G/D‖/‖w‖ over all weights: 2ε times the length of that step, as a share of that of the weights; not a
             number unless the rule looks at it.
+        progress: Share of the training that is done; None if its length is unknown.
     """
 
     epsilon: float
@@ -33,6 +34,7 @@ class Trial:
     resolution: float
     length: float = math.nan
     relative: float = math.nan
+    progress: float | None = None
 
     @property
     def curvature(self) -> float | None:

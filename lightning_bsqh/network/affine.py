@@ -34,7 +34,7 @@ def is_affine_module(module: nn.Module) -> bool:
     """Whether a module is known to be affine in its own parameters, which are ``weight`` and ``bias``."""
     # A subclass counts as long as it runs the forward that is known.
     known = any(isinstance(module, t) and type(module).forward is t.forward for t in AFFINE_MODULES)
-    # Reparametrised modules (weight_norm) are of these types too, but hold other names.
+    # Reparametrized modules (weight_norm) are of these types too, but hold other names.
     plain = all(name in ("weight", "bias") for name, _ in module.named_parameters())
     # Embeddings with max_norm rescale their rows in every forward.
     return known and plain and getattr(module, "max_norm", None) is None

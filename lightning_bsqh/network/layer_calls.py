@@ -73,7 +73,7 @@ class Call:
         bends there by no more than rounding is affine for all that an iteration will do.
 
         Args:
-            parameters: The module's own; they hold the same afterwards.
+            parameters: The module's own; they hold the same afterward.
         """
         generator = torch.Generator().manual_seed(0)
         held = [p.detach().clone() for p in parameters]

@@ -1,4 +1,4 @@
-"""Which modules are the layers λ_l, what they are called, and which of their tensors are regularised."""
+"""Which modules are the layers λ_l, what they are called, and which of their tensors are regularized."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def acts_on_nothing(layers: Sequence[Layer]) -> str | None:
     if any(layer.regularized or any(role.is_weight for role in layer.roles.values()) for layer in layers):
         return None
     return (
-        "Nothing will be regularised, and no weight becomes zero: no parameter multiplies features with features, as"
+        "Nothing will be regularized, and no weight becomes zero: no parameter multiplies features with features, as"
         f" the weight of a linear layer does, among {', '.join(n for layer in layers for n in layer.parameters)[:200]}."
         " Choose tensors with regularize=[...]."
     )
@@ -295,7 +295,7 @@ def claim(layers: Sequence[Layer], patterns: Sequence[str]) -> dict[str, str]:
         if not chosen:
             raise ValueError(
                 f"regularizer: the pattern {pattern!r} matches no weight that R acts on by default (no bias and no"
-                ' normalisation): name the tensor itself, such as "fc3.bias", or leave the pattern out.'
+                ' normalization): name the tensor itself, such as "fc3.bias", or leave the pattern out.'
             )
         for name in sorted(chosen & owners.keys()):
             raise ValueError(

@@ -83,7 +83,7 @@ def make_packs(parameters: Sequence[Tensor], first: Collection[int]) -> list[Pac
 
     Args:
         parameters: All that are trained.
-        first: Positions of those that are to stand first in their pack, such as the regularised ones.
+        first: Positions of those that are to stand first in their pack, such as the regularized ones.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i in sorted(range(len(parameters)), key=lambda i: i not in first):

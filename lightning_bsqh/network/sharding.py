@@ -130,7 +130,7 @@ class Sharding:
             alias.grad = None
 
     def shards(self, parameters: Sequence[Tensor]) -> Shards:
-        """What a regulariser has to know of some of the parameters."""
+        """What a regularizer has to know of some of the parameters."""
         starts = tuple(self._rows(p).start for p in parameters)
         return Shards(tuple(p.shape for p in parameters), starts, self.device, self.add_)
 

@@ -37,10 +37,12 @@ class Agreement:
 
     Args:
         device: Where the tensors have to be for the process group's backend.
+        what: What they do together, for messages.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, what: str = "the training") -> None:
         self.device = device
+        self._what = what
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         #: Whether the processes have agreed to end.
@@ -62,8 +64,8 @@ class Agreement:
         if self.size * found[2] != found[1] ** 2:
             self.is_over = True
             raise ProcessError(
-                f"The processes are at different places of an iteration (this one, {self.rank}, at {place.name}): does"
-                " training_step call other layers, or raise and catch, in one of them only?"
+                f"The processes are at different places of {self._what} (this one, {self.rank}, at {place.name}): does"
+                " training_step call other layers, step more often, or raise and catch, in one of them only?"
             )
         return found[_HEADER : _HEADER + len(values)]
 
@@ -101,4 +103,4 @@ class Agreement:
         rank = next(i for i, text in enumerate(texts) if text is not None)
         if own is not None and rank == self.rank:
             return own
-        return ProcessError(f"Process {rank} of {self.size} has ended the training: {texts[rank]}")
+        return ProcessError(f"Process {rank} of {self.size} has ended {self._what}: {texts[rank]}")

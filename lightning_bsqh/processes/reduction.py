@@ -31,6 +31,8 @@ class ProcessReduction(Reduction):
         self.loss = float("nan")
         #: Whether a process had no loss in the last forward sweep, so that all leave that batch out.
         self.is_left_out = False
+        #: Number of samples of all processes in the last forward sweep.
+        self.samples = 0
         #: By what a process multiplies its loss, so that the mean over the processes is that over their samples.
         self.factor = 1.0
         self._share = 1.0 / agreement.size
@@ -44,6 +46,7 @@ class ProcessReduction(Reduction):
         """
         weighted = 0.0 if loss is None else loss.detach().double() * samples
         missing, total, weighted_sum = self.agreement.sums(Place.FORWARD, [float(loss is None), samples, weighted])
+        self.samples = round(total)
         self._share = samples / total
         self.factor = samples * self.agreement.size / total
         self.loss = weighted_sum / total

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_bsqh.network.layer_calls import Boundaries
 from lightning_bsqh.processes.sweeps import SharedSweeps
 from lightning_bsqh.sweeps.base import AdjointPass
+from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 
 try:
     from torch.distributed.fsdp import FSDPModule
@@ -47,6 +48,11 @@ class ShardSweeps(SharedSweeps):
         adjoint = super().forward_adjoint(closure, boundaries)
         reshard(self._module)
         return dataclasses.replace(adjoint, trial=self.trial)
+
+    @override
+    def _end_pass(self, own: FullBatchSweeps[Any], adjoint: AdjointPass, boundaries: Boundaries | None) -> None:
+        # Loss and gradients are those of all processes already; for the trials, how many of the samples are here.
+        self._reduction.begin(adjoint.loss, max(own.samples, 1))
 
     @override
     def trial(self) -> Tensor | float:

@@ -41,12 +41,15 @@ class SharedSweeps(Sweeps):
         if not adjoint.is_complete:
             return adjoint
         if isinstance(self._own, FullBatchSweeps):
-            self._reduction.begin(adjoint.loss, max(self._own.samples, 1))
-            if not self._reduction.is_left_out:
-                self._join_gradients(boundaries)
+            self._end_pass(self._own, adjoint, boundaries)
         if adjoint.loss is None or self._reduction.is_left_out:
             return dataclasses.replace(adjoint, loss=None)
         return dataclasses.replace(adjoint, loss=torch.tensor(self._reduction.loss, dtype=torch.float64))
+
+    def _end_pass(self, own: FullBatchSweeps[Any], adjoint: AdjointPass, boundaries: Boundaries | None) -> None:
+        self._reduction.begin(adjoint.loss, max(own.samples, 1))
+        if not self._reduction.is_left_out:
+            self._join_gradients(boundaries)
 
     def _join_gradients(self, boundaries: Boundaries | None) -> None:
         parameters, factor = self._parameters(), self._reduction.factor

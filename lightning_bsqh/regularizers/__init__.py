@@ -1,4 +1,4 @@
-"""Regularisers: their value ρR(u) and their maximiser (a prox) in the metric D."""
+"""Regularizers: their value ρR(u) and their maximizer (a prox) in the metric D."""
 
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.box import Box

@@ -1,4 +1,4 @@
-"""What the optimizer asks of a regulariser R, and how to write one's own."""
+"""What the optimizer asks of a regularizer R, and how to write one's own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MetricWeight = Tensor | float
 
 
 class Regularizer(ABC):
-    """A term ρR(u) of the objective, acting on all regularised weights at once.
+    """A term ρR(u) of the objective, acting on all regularized weights at once.
 
-    The optimizer hands over the tensors of all regularised weights in a fixed order, so that a
-    regulariser may couple layers (as a global cardinality does). Objects hold settings only, no
+    The optimizer hands over the tensors of all regularized weights in a fixed order, so that a
+    regularizer may couple layers (as a global cardinality does). Objects hold settings only, no
     state: what changes during training is derived from the step in :meth:`at`.
     """
 
@@ -28,13 +28,13 @@ class Regularizer(ABC):
         Raises:
             TypeError: If neither of the two is an ``L2``.
         """
-        # Here, since what makes sums knows the regularisers.
+        # Here, since what makes sums knows the regularizers.
         from lightning_bsqh.regularizers.sums import add
 
         return add(self, other)
 
     def at(self, step: int, total_steps: int | None) -> Regularizer:
-        """The regulariser that holds in iteration ``step`` (from 0) of ``total_steps``.
+        """The regularizer that holds in iteration ``step`` (from 0) of ``total_steps``.
 
         Args:
             step: Number of iterations done before this one.
@@ -56,7 +56,7 @@ class Regularizer(ABC):
         """R as it holds as long as the metric is this one; R itself unless it depends on it.
 
         Args:
-            metric: D for each regularised tensor, in the fixed order.
+            metric: D for each regularized tensor, in the fixed order.
         """
         return self
 
@@ -69,7 +69,7 @@ class Regularizer(ABC):
         """R with the number of uses of every tensor known, such as the places at which a convolution is evaluated.
 
         Args:
-            costs: For each regularised tensor, in the fixed order, the multiply-adds of one of its weights for one
+            costs: For each regularized tensor, in the fixed order, the multiply-adds of one of its weights for one
                 sample, at least 1.
 
         Returns:
@@ -79,7 +79,7 @@ class Regularizer(ABC):
 
     @property
     def couples_tensors(self) -> bool:
-        """Whether R couples tensors, so that the maximiser of one depends on the others."""
+        """Whether R couples tensors, so that the maximizer of one depends on the others."""
         return False
 
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
@@ -99,15 +99,15 @@ class Regularizer(ABC):
         if every process says so. What couples rows asks the other processes, by way of ``shards``.
 
         Args:
-            shards: What is known of the regularised tensors, in the fixed order.
+            shards: What is known of the regularized tensors, in the fixed order.
 
         Raises:
             ValueError: If R cannot be used so; as this default does, which knows nothing of R.
         """
         raise ValueError(
             f"regularizer={self!r} cannot be used with shard='fsdp', where no process holds a weight tensor whole: use"
-            " L0, L1, L2, ElasticNet, LHalf, LTwoThirds, Cardinality, or GroupL0 with groups='output', or train without"
-            " shard."
+            " groups='output' and multiple=1 where these are others, give a regularizer of your own a method on_shards,"
+            " or train without shard."
         )
 
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
@@ -141,7 +141,7 @@ class Regularizer(ABC):
     def confine_(self, weights: Sequence[Tensor]) -> None:
         """Moves single weights into the bounds that hold for each by itself, in place; nothing if there are none.
 
-        Asked where û has been moved back towards a w that violates a constraint (method §3).
+        Asked where û has been moved back toward a w that violates a constraint (method §3).
         """
         return
 
@@ -157,7 +157,7 @@ class Regularizer(ABC):
         """The value ρR(u), in the units of the loss; 0 for a constraint that u satisfies.
 
         Args:
-            weights: The regularised tensors, any shapes.
+            weights: The regularized tensors, any shapes.
 
         Returns:
             A number; or, so that the host need not wait for an accelerator, a tensor without dimensions on the weights'
@@ -169,7 +169,7 @@ class Regularizer(ABC):
         """Replaces z by argmax over u of −ρR(u) − ε‖u − z‖²_D, in place (method §3).
 
         Args:
-            points: The points z = w + G/(2εD), one tensor per regularised weight tensor; overwritten.
+            points: The points z = w + G/(2εD), one tensor per regularized weight tensor; overwritten.
             metric: D for each of them, the same shape or a scalar.
             epsilon: The augmentation parameter ε > 0.
         """
@@ -198,14 +198,14 @@ class Regularizer(ABC):
         """R for each tensor by itself, in a sweep that updates one after the other (method §5, gauss-seidel).
 
         What couples tensors overrides this, and shares itself out among them as it is in ``weights``, the
-        maximiser over all of them together.
+        maximizer over all of them together.
         """
         return [self] * len(weights)
 
     def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Which elements of admissible weights may not move on their own, or the constraint is violated.
 
-        Asked where û is moved back towards w (method §3): these elements stay.
+        Asked where û is moved back toward w (method §3): these elements stay.
 
         Returns:
             A boolean mask of its shape for each tensor, or None where all may move.
@@ -225,7 +225,7 @@ class Regularizer(ABC):
         Only the certificate asks for it. None for a tensor on which that is not bounded or not known.
 
         Args:
-            ascents: G, one tensor per regularised weight tensor.
+            ascents: G, one tensor per regularized weight tensor.
         """
         return [None for _ in ascents]
 
@@ -236,14 +236,14 @@ class Regularizer(ABC):
     def check_box(self, low: float, high: float) -> None:
         """Raises ValueError unless :meth:`prox_in_box_` is exact for the box [low, high]; so does this default.
 
-        A regulariser that can be combined with :class:`~lightning_bsqh.Box` overrides this method,
+        A regularizer that can be combined with :class:`~lightning_bsqh.Box` overrides this method,
         :meth:`prox_in_box_` and, if it is a constraint itself, :meth:`project_in_box_`.
 
         Args:
             low: Lower end, −∞ if there is none.
             high: Upper end, above ``low``; ∞ if there is none.
         """
-        raise ValueError(f"Box cannot be combined with {self!r}: its maximiser in a box is not known.")
+        raise ValueError(f"Box cannot be combined with {self!r}: its maximizer in a box is not known.")
 
     def prox_in_box_(
         self, points: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float, low: float, high: float

@@ -1,4 +1,4 @@
-"""The constraint low ≤ u ≤ high, alone or together with another regulariser."""
+"""The constraint low ≤ u ≤ high, alone or together with another regularizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning_bsqh.regularizers.boxed import best_of, ends
 
 
 class Box(Regularizer):
-    """Every regularised weight lies in [low, high] (method §3, row Box).
+    """Every regularized weight lies in [low, high] (method §3, row Box).
 
-    Alone it clips z. Together with another regulariser û is the exact maximiser in the box: with the
+    Alone it clips z. Together with another regularizer û is the exact maximizer in the box: with the
     convex ``L1``, ``L2`` and ``ElasticNet`` the clipped prox; with ``L0``, ``LHalf``, ``LTwoThirds``,
     ``GroupL0`` and ``Cardinality`` the true cost of the clipped c, R's share + εD(c−z)², is compared with
     that of zero; with ``Discrete`` the levels outside the box are left out.
@@ -27,7 +27,7 @@ class Box(Regularizer):
     Args:
         low: Lower end; None for no lower end.
         high: Upper end, above ``low``; None for no upper end.
-        regularizer: A regulariser to combine the box with, None for the box alone.
+        regularizer: A regularizer to combine the box with, None for the box alone.
 
     Raises:
         TypeError: If an option has the wrong type.

@@ -1,4 +1,4 @@
-"""What many regularisers have in common when every weight must stay in a box [low, high]."""
+"""What many regularizers have in common when every weight must stay in a box [low, high]."""
 
 from __future__ import annotations
 

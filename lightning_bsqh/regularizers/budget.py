@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer, number
 from lightning_bsqh.foreach import added, at_least, flat, scalars, scaled
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import Regularizer
 from lightning_bsqh.regularizers.cardinality import Cardinality
 from lightning_bsqh.regularizers.groups import Groups
@@ -80,8 +81,19 @@ class Budget(SupportConstraint):
         if not (self._holds and weights):
             return True
         costs = self._costs_of(weights)
-        used = at_least(scalars([torch.count_nonzero(w) for w in weights]), self._least(weights))
+        used = at_least(self._used(weights), self._least(weights))
         return added(scaled(used, costs)) <= self._affordable(weights)
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        # Only here, as it is derived from this class.
+        from lightning_bsqh.regularizers.shard_budget import on_shards
+
+        return on_shards(self, shards)
+
+    def _used(self, weights: Sequence[Tensor]) -> Tensor:
+        """How many weights of each tensor are not zero."""
+        return scalars([torch.count_nonzero(w) for w in weights])
 
     @property
     @override
@@ -90,9 +102,15 @@ class Budget(SupportConstraint):
 
     @override
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        costs, sizes = self._costs_of(weights), [w.numel() for w in weights]
-        keep = keep_best_within(flat(scores), sizes, costs, self._affordable(weights), self._least(weights))
-        Groups(None).drop_all_(weights, keep.logical_not_())
+        Groups(None).drop_all_(weights, self._best(weights, scores).logical_not_())
+
+    def _best(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> Tensor:
+        """Marks what is kept, of all tensors one after the other."""
+        costs, sizes = self._costs_of(weights), self._sizes(weights)
+        return keep_best_within(flat(scores), sizes, costs, self._affordable(weights), self._least(weights))
+
+    def _sizes(self, weights: Sequence[Tensor]) -> list[int]:
+        return [w.numel() for w in weights]
 
     @property
     @override
@@ -104,13 +122,13 @@ class Budget(SupportConstraint):
         return [self._held_for(w) for w in weights]
 
     def _held_for(self, weight: Tensor) -> Regularizer:
-        """As many weights as this tensor has in the maximiser over all."""
+        """As many weights as this tensor has in the maximizer over all."""
         part = Cardinality(0.0, ramp=(0.0, 0.0), scope="layer", minimum=self.minimum)
         part.sparsity = 1.0 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
         return part
 
     def _least(self, weights: Sequence[Tensor]) -> list[int]:
-        return [min(self.minimum, w.numel()) for w in weights]
+        return [min(self.minimum, size) for size in self._sizes(weights)]
 
     def _costs_of(self, weights: Sequence[Tensor]) -> tuple[int, ...]:
         if self._costs is None:
@@ -122,6 +140,6 @@ class Budget(SupportConstraint):
     def _affordable(self, weights: Sequence[Tensor]) -> int:
         """What the non-zero weights may cost."""
         costs = self._costs_of(weights)
-        dense = sum(cost * w.numel() for cost, w in zip(costs, weights, strict=True))
+        dense = sum(cost * size for cost, size in zip(costs, self._sizes(weights), strict=True))
         least = sum(cost * few for cost, few in zip(costs, self._least(weights), strict=True))
         return max(int((1.0 - (1.0 - self.multiply_adds) * self._share) * dense + 1e-9), least)

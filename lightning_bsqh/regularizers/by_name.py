@@ -1,4 +1,4 @@
-"""Several regularisers at once, each for the tensors that a name pattern claims."""
+"""Several regularizers at once, each for the tensors that a name pattern claims."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Value = TypeVar("Value")
 class ByName(Regularizer):
     """Σ_k ρ_k R_k, where every R_k has tensors of its own (method §3).
 
-    What a mapping from patterns to regularisers becomes once the names are known, see :func:`bind`. As no tensor
-    belongs to two of them, the maximiser of K is that of each R_k on its own tensors.
+    What a mapping from patterns to regularizers becomes once the names are known, see :func:`bind`. As no tensor
+    belongs to two of them, the maximizer of K is that of each R_k on its own tensors.
 
     Args:
         regularizers: The R_k by their patterns.
@@ -151,18 +151,18 @@ def bind(
     layers: Sequence[Layer],
     regularize: Sequence[str] | None = None,
 ) -> Regularizer:
-    """The one R that a training has: the regulariser itself, or what a mapping by patterns means for these layers.
+    """The one R that a training has: the regularizer itself, or what a mapping by patterns means for these layers.
 
     A pattern selects what ``regularize=[pattern]`` would. With a mapping, R acts on what the patterns claim and on
     nothing else; ``regularized`` of the layers is set accordingly.
 
     Args:
-        regularizer: A regulariser; or regularisers by patterns; or what this function made of one before.
+        regularizer: A regularizer; or regularizers by patterns; or what this function made of one before.
         layers: The layers that are trained.
         regularize: The option of the same name, refused beside a mapping.
 
     Raises:
-        TypeError: If ``regularizer`` is neither, or holds something that is no regulariser.
+        TypeError: If ``regularizer`` is neither, or holds something that is no regularizer.
         ValueError: If a mapping is empty or comes with ``regularize``, a pattern is no name or matches nothing, or two
             of them claim the same parameter.
     """
@@ -178,7 +178,7 @@ def check_option(regularizer: object, regularize: Sequence[str] | None = None) -
     """Checks what can be checked of the two options before there are layers.
 
     Raises:
-        TypeError: If ``regularizer`` is neither a regulariser nor a mapping, or holds something that is none.
+        TypeError: If ``regularizer`` is neither a regularizer nor a mapping, or holds something that is none.
         ValueError: If a mapping is empty, has a key that is no name, or comes with ``regularize``.
     """
     if isinstance(regularizer, ByName):

@@ -26,7 +26,7 @@ from lightning_bsqh.regularizers.support import SupportConstraint
 
 
 class Cardinality(SupportConstraint):
-    """At most k = n − round(sparsity·n) of all n regularised weights are non-zero (method §3, row cardinality).
+    """At most k = n − round(sparsity·n) of all n regularized weights are non-zero (method §3, row cardinality).
 
     The k largest ε D z² are kept, over all layers together or in each weight tensor for itself; among equal
     ones those that come first. The sparsity demanded rises along a
@@ -39,7 +39,7 @@ class Cardinality(SupportConstraint):
     the k with the largest Σ ε D z² are kept whole.
 
     Args:
-        sparsity: Target share of exact zeros among the regularised weights, or groups, in [0, 1).
+        sparsity: Target share of exact zeros among the regularized weights, or groups, in [0, 1).
         ramp: Start and end of the ramp as shares of the training, 0 ≤ start ≤ end ≤ 1.
         interval: Number of iterations from one tightening to the next. None takes a 200th of the
             training, at least 2 and at most 100: between tightenings the iterate is admissible and
@@ -57,7 +57,7 @@ class Cardinality(SupportConstraint):
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range; when used, if a regularised tensor has no such groups.
+        ValueError: If an option is out of its range; when used, if a regularized tensor has no such groups.
     """
 
     #: Sizes of the tensors of which the one vector consists that this is for; None where tensors come apart.
@@ -230,7 +230,7 @@ class Cardinality(SupportConstraint):
     def separate(self, weights: Sequence[Tensor]) -> Sequence[Regularizer]:
         if self.scope in ("layer", "row"):
             return [self] * len(weights)
-        # Every tensor keeps as many as it has in the maximiser over all.
+        # Every tensor keeps as many as it has in the maximizer over all.
         used = zip(self._used(weights).tolist(), self._units(weights), strict=True)
         return [self._held_for(kept, units) for kept, units in used]
 

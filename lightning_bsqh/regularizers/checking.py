@@ -1,4 +1,4 @@
-"""Tests a regulariser's value, prox and projection against brute force on small random problems."""
+"""Tests a regularizer's value, prox and projection against brute force on small random problems."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPE = torch.float64
 
 @dataclass(frozen=True)
 class _Problem:
-    """The points z, the metric D and ε of one maximisation, and the regulariser as of one iteration."""
+    """The points z, the metric D and ε of one maximization, and the regularizer as of one iteration."""
 
     regularizer: Regularizer
     points: list[Tensor]
@@ -50,14 +50,14 @@ def check_regularizer(
     tolerance: float = 1e-9,
     seed: int = 0,
 ) -> None:
-    """Compares a regulariser with brute force (method §3); meant for tests of a user's own one.
+    """Compares a regularizer with brute force (method §3); meant for tests of a user's own one.
 
     On random small problems in double precision, zeros and ties among them, with several D and ε, it checks
     that ``penalty`` is a finite number and changes nothing; that ``prox_`` gives an admissible point with
     −ρR(u) − ε‖u − z‖²_D at least as large as at any other admissible point tried; that ``project_`` gives
     an admissible point (the same point, if it is one) and no admissible point tried is nearer; and that the
     scalar metric 1.0 means what a tensor of ones means. Points tried have all combinations of 0, z_i, û_i
-    as coordinates, one coordinate on a grid between −3 and 3, or are random. A maximiser that survives is
+    as coordinates, one coordinate on a grid between −3 and 3, or are random. A maximizer that survives is
     not proved to be one.
 
     Args:
@@ -171,7 +171,7 @@ def _check_point(problem: _Problem, u: Sequence[Tensor], method: str) -> None:
 def _candidates(
     problem: _Problem, found: Sequence[Tensor], values: Sequence[float], generator: torch.Generator
 ) -> Iterator[list[Tensor]]:
-    """Points that a maximiser has to be at least as good as."""
+    """Points that a maximizer has to be at least as good as."""
     z, u = _flat(problem.points), _flat(found)
     if z.numel() <= 4:
         for combination in itertools.product(*zip([0.0] * z.numel(), z.tolist(), u.tolist(), strict=True)):

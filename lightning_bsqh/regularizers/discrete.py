@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import number, shown
 from lightning_bsqh.foreach import copy_, elementwise_, flat, joined, multiply_each_, scalars, unflat
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import MetricWeight, Regularizer
 from lightning_bsqh.regularizers.boxed import best_of
 from lightning_bsqh.regularizers.selection import keep_largest
@@ -20,9 +21,9 @@ from lightning_bsqh.regularizers.tightening import TighteningConstraint
 
 
 class Discrete(TighteningConstraint):
-    """Every regularised weight is one of the levels; û is the level nearest to z (method §3, row finite set).
+    """Every regularized weight is one of the levels; û is the level nearest to z (method §3, row finite set).
 
-    The nearest level maximises K whatever ε and D are. A tie goes to the level nearer to 0, and between
+    The nearest level maximizes K whatever ε and D are. A tie goes to the level nearer to 0, and between
     −a and a to a. It is a constraint: R = 0 on it.
 
     A weight leaves a level only if one step carries it past the middle to the next, so a network whose
@@ -93,11 +94,33 @@ class Discrete(TighteningConstraint):
 
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
-        needed = round(self._share * sum(w.numel() for w in weights))
-        if needed == 0:
-            return True
-        on_levels = scalars([torch.count_nonzero(w == _nearest(w, self.levels)) for w in joined(weights)])
-        return on_levels.sum() >= needed
+        needed = self._needed(weights)
+        return True if needed == 0 else self._on_levels(weights) >= needed
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        # Only here, as it is derived from this class.
+        from lightning_bsqh.regularizers.shard_discrete import on_shards
+
+        return on_shards(self, shards)
+
+    def _needed(self, weights: Sequence[Tensor]) -> int:
+        """How many weights must be on levels."""
+        return round(self._share * self._count(weights))
+
+    def _count(self, weights: Sequence[Tensor]) -> int:
+        return sum(w.numel() for w in weights)
+
+    def _on_levels(self, weights: Sequence[Tensor]) -> Tensor:
+        """How many weights are on levels."""
+        return scalars([torch.count_nonzero(self._are_on_levels(w)) for w in joined(weights)]).sum()
+
+    def _are_on_levels(self, weight: Tensor) -> Tensor:
+        return weight == _nearest(weight, self.levels)
+
+    def _largest(self, gains: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+        """Marks so many of the gains of all tensors, one after the other."""
+        return keep_largest(gains, count)
 
     @override
     def project_(self, weights: Sequence[Tensor], metric: Sequence[MetricWeight]) -> None:
@@ -131,7 +154,7 @@ class Discrete(TighteningConstraint):
         nearest, clipped = _nearest(w, levels), w.clamp(low, high)
         gains = (nearest - w).square_().sub_((clipped - w).square_())
         multiply_each_(unflat(gains, weights), metric)
-        free = keep_largest(gains, w.numel() - round(self._share * w.numel()))
+        free = self._largest(gains, [own.numel() for own in weights], self._count(weights) - self._needed(weights))
         copy_(weights, unflat(torch.where(free, clipped, nearest), weights))
 
     @property
@@ -145,13 +168,13 @@ class Discrete(TighteningConstraint):
         parts = []
         for w in weights:
             part = copy.copy(self)
-            part._share = float((w == _nearest(w, self.levels)).double().mean()) if self._share < 1.0 else 1.0
+            part._share = float(self._are_on_levels(w).double().mean()) if self._share < 1.0 else 1.0
             parts.append(part)
         return parts
 
     @override
     def pinned(self, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        return [w == _nearest(w, self.levels) for w in weights]
+        return [self._are_on_levels(w) for w in weights]
 
     @override
     def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:

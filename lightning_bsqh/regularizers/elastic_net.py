@@ -14,7 +14,7 @@ from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
 class ElasticNet(ConvexInBox):
-    """ρ₁‖u‖₁ + ρ₂‖u‖², maximised by εD·soft(z, ρ₁/(2εD))/(εD + ρ₂) (method §3, row elastic net).
+    """ρ₁‖u‖₁ + ρ₂‖u‖², maximized by εD·soft(z, ρ₁/(2εD))/(εD + ρ₂) (method §3, row elastic net).
 
     Args:
         rho_l1: Factor ρ₁ ≥ 0 of ‖u‖₁, in units of the loss per unit of weight.

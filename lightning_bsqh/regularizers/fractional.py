@@ -16,7 +16,7 @@ from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
 class Fractional(ZeroInBox, SumInBox):
-    """ρ Σ|u_i|^p with 0 < p < 1, maximised by a threshold that shrinks what it keeps.
+    """ρ Σ|u_i|^p with 0 < p < 1, maximized by a threshold that shrinks what it keeps.
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss.

@@ -33,7 +33,7 @@ class GroupL0(ZeroInBox):
 
     Raises:
         TypeError: If ``rho`` is no number.
-        ValueError: If an option is out of its range; when used, if a regularised tensor has no such dim.
+        ValueError: If an option is out of its range; when used, if a regularized tensor has no such dim.
     """
 
     def __init__(self, rho: float = 1e-3, groups: str = "output", weight: str = "count") -> None:

@@ -33,7 +33,7 @@ class Groups:
             return tensor.numel()
         if tensor.dim() <= self._dim:
             raise ValueError(
-                f"groups={self._kind!r} needs tensors with more than {self._dim} dimensions, but a regularised one has"
+                f"groups={self._kind!r} needs tensors with more than {self._dim} dimensions, but a regularized one has"
                 f" the shape {tuple(tensor.shape)}: choose what R acts on with regularize=[...]."
             )
         return tensor.shape[self._dim]
@@ -88,7 +88,7 @@ def fan_in(tensor: Tensor) -> int:
     """
     if tensor.dim() == 0:
         raise ValueError(
-            "scope='row' needs tensors with at least one dimension, but a regularised one is a scalar: choose what R"
+            "scope='row' needs tensors with at least one dimension, but a regularized one is a scalar: choose what R"
             " acts on with regularize=[...]."
         )
     return tensor.numel() // max(tensor.shape[0], 1)

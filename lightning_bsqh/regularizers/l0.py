@@ -15,7 +15,7 @@ from lightning_bsqh.regularizers.boxed import SumInBox, ZeroInBox
 
 
 class L0(ZeroInBox, SumInBox):
-    """ρ‖u‖₀: every non-zero weight costs ρ; maximised by a hard threshold (method §3, row L0).
+    """ρ‖u‖₀: every non-zero weight costs ρ; maximized by a hard threshold (method §3, row L0).
 
     Args:
         rho: Price ρ ≥ 0 of one non-zero weight, in units of the loss.

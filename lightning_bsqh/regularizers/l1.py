@@ -14,7 +14,7 @@ from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
 class L1(ConvexInBox):
-    """ρ‖u‖₁, maximised by a soft threshold at ρ/(2εD) (method §3, row L1).
+    """ρ‖u‖₁, maximized by a soft threshold at ρ/(2εD) (method §3, row L1).
 
     Args:
         rho: Factor ρ ≥ 0, in units of the loss per unit of weight.

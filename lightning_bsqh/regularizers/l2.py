@@ -15,7 +15,7 @@ from lightning_bsqh.regularizers.boxed import ConvexInBox
 
 
 class L2(ConvexInBox):
-    """ρ‖u‖², maximised by the shrinkage εDz/(εD + ρ); or ρ‖u‖²_D, by εz/(ε + ρ) (method §3, row L2).
+    """ρ‖u‖², maximized by the shrinkage εDz/(εD + ρ); or ρ‖u‖²_D, by εz/(ε + ρ) (method §3, row L2).
 
     ``R + L2(rho)`` adds it to any other R.
 
@@ -79,7 +79,7 @@ class L2(ConvexInBox):
         return self.rho * added(scalars([value.sum() for value in joined(values)]))
 
     def known_metric(self) -> Sequence[MetricWeight]:
-        """The D of ρ‖u‖²_D, one for each regularised tensor.
+        """The D of ρ‖u‖²_D, one for each regularized tensor.
 
         Raises:
             ValueError: If it was not given.

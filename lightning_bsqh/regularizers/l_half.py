@@ -12,7 +12,7 @@ from lightning_bsqh.regularizers.fractional import Fractional
 
 
 class LHalf(Fractional):
-    """ρ Σ√|u_i|, maximised by the half threshold (method §3, row L^{1/2}).
+    """ρ Σ√|u_i|, maximized by the half threshold (method §3, row L^{1/2}).
 
     With λ = ρ/(εD): û = 0 if |z| ≤ (54^{1/3}/4)·λ^{2/3}, else (2/3)·z·(1 + cos(2π/3 − 2φ/3)) with
     cos φ = (λ/8)·(|z|/3)^{−3/2}.

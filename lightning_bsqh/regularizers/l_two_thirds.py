@@ -10,7 +10,7 @@ from lightning_bsqh.regularizers.fractional import Fractional
 
 
 class LTwoThirds(Fractional):
-    """ρ Σ|u_i|^{2/3}, maximised by the two-thirds threshold (method §3, row L^{2/3}).
+    """ρ Σ|u_i|^{2/3}, maximized by the two-thirds threshold (method §3, row L^{2/3}).
 
     With λ = ρ/(εD) and μ = λ/|z|^{4/3}: û = 0 if |z| ≤ (2/3)·(3λ³)^{1/4}, else z·t³, where t is the largest
     root of t⁴ − t + μ/3 = 0: t = (A + √(2/A − A²))/2, A² = (2/3)(q + μ/q),

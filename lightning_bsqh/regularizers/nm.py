@@ -1,4 +1,4 @@
-"""The constraint that of m neighbouring weights at most n are non-zero, as sparse tensor cores ask for it."""
+"""The constraint that of m neighboring weights at most n are non-zero, as sparse tensor cores ask for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import integer
 from lightning_bsqh.foreach import scalars
+from lightning_bsqh.network.shards import Shards
 from lightning_bsqh.regularizers.base import Regularizer
 from lightning_bsqh.regularizers.selection import keep_largest, keep_largest_of_few
 from lightning_bsqh.regularizers.support import SupportConstraint
 
 
 class NM(SupportConstraint):
-    """Of every m weights that are neighbours along the input channels at most n are non-zero (method §3, row N:M).
+    """Of every m weights that are neighbors along the input channels at most n are non-zero (method §3, row N:M).
 
     The n largest Dz² of each group of m keep their z; among equal ones those that come first. The groups lie along
     dim 1 (columns of a linear layer, input channels of a convolution, at each of its places) from the first channel
@@ -35,7 +36,7 @@ class NM(SupportConstraint):
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of its range; when used, if a regularised tensor has no dim 1.
+        ValueError: If an option is out of its range; when used, if a regularized tensor has no dim 1.
     """
 
     def __init__(
@@ -61,7 +62,14 @@ class NM(SupportConstraint):
         needed = self._needed(groups)
         if needed == 0:
             return True
-        return scalars([torch.count_nonzero(self._are_thin(g)) for g in groups]).sum() >= needed
+        return self._thin(groups) >= needed
+
+    @override
+    def on_shards(self, shards: Shards) -> Regularizer:
+        # Only here, as it is derived from this class.
+        from lightning_bsqh.regularizers.shard_nm import on_shards
+
+        return on_shards(self, shards)
 
     @override
     def _keep_best_(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
@@ -69,8 +77,9 @@ class NM(SupportConstraint):
         dropped = [keep_largest_of_few(g, self.n).logical_not_() for g in groups]
         if self._share < 1.0:
             losses = torch.cat([g.mul(drop).sum(1) for g, drop in zip(groups, dropped, strict=True)])
-            free = keep_largest(losses, losses.numel() - self._needed(groups))
-            for drop, own in zip(dropped, free.split([len(g) for g in groups]), strict=True):
+            sizes = [len(g) for g in groups]
+            free = self._largest(losses, sizes, self._number(groups) - self._needed(groups))
+            for drop, own in zip(dropped, free.split(sizes), strict=True):
                 drop.logical_and_(own.logical_not().unsqueeze(1))
         for w, drop in zip(weights, dropped, strict=True):
             w.masked_fill_(self._ungrouped(drop, w), 0.0)
@@ -94,7 +103,18 @@ class NM(SupportConstraint):
 
     def _needed(self, groups: Sequence[Tensor]) -> int:
         """How many groups must have no more than n."""
-        return round(self._share * sum(len(g) for g in groups))
+        return round(self._share * self._number(groups))
+
+    def _number(self, groups: Sequence[Tensor]) -> int:
+        return sum(len(g) for g in groups)
+
+    def _thin(self, groups: Sequence[Tensor]) -> Tensor:
+        """How many groups have no more than n."""
+        return scalars([torch.count_nonzero(self._are_thin(g)) for g in groups]).sum()
+
+    def _largest(self, losses: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+        """Marks so many of what the groups of all tensors lose, one after the other."""
+        return keep_largest(losses, count)
 
     def _are_thin(self, nonzero: Tensor) -> Tensor:
         return nonzero.sum(1) <= self.n
@@ -103,7 +123,7 @@ class NM(SupportConstraint):
         """One group per row, shape ``[groups, m]``; smaller ones filled up with zeros at their ends."""
         if values.dim() < 2:
             raise ValueError(
-                f"NM needs tensors with input channels (dim 1), but a regularised one has the shape"
+                f"NM needs tensors with input channels (dim 1), but a regularized one has the shape"
                 f" {tuple(values.shape)}: choose what R acts on with regularize=[...]."
             )
         last = values.movedim(1, -1)

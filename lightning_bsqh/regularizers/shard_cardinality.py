@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -64,7 +63,8 @@ class ShardCardinality(Cardinality):
 
     def _best_of_each(self, sums: Sequence[Tensor], units: Sequence[int], counts: Sequence[int]) -> list[Tensor]:
         """Marks so many of each tensor."""
-        places = [partial(self._places, i, s.numel()) for i, s in enumerate(sums)]
+        each = zip(self._per_row(), sums, strict=True)
+        places = [partial(self._shards.places, i, per_row, s.numel()) for i, (per_row, s) in enumerate(each)]
         return keep_largest_of_shards(sums, counts, places, units, self._shards.add_)
 
     def _best_of_all(self, sums: Sequence[Tensor], units: Sequence[int]) -> Sequence[Tensor]:
@@ -72,7 +72,7 @@ class ShardCardinality(Cardinality):
         kept, least, sizes = self._kept(units), self._least(units), [s.numel() for s in sums]
 
         def best(count: int, without: Sequence[Tensor] | None = None) -> Tensor:
-            places: list[Callable[[], Tensor]] = [partial(self._places_in_all, units, sizes)]
+            places: list[Callable[[], Tensor]] = [partial(self._shards.places_in_all, self._per_row(), sizes)]
             lists = None if without is None else [torch.cat(list(without))]
             return keep_largest_of_shards([torch.cat(list(sums))], [count], places, [sum(units)], add_, lists)[0]
 
@@ -87,16 +87,8 @@ class ShardCardinality(Cardinality):
         own = self._best_of_each(sums, units, least)
         return (best(kept - sum(least), own) | torch.cat(own)).split(sizes)
 
-    def _places(self, index: int, count: int) -> Tensor:
-        """Where this process's units are in their tensor."""
-        shape, start = self._shards.shapes[index], self._shards.starts[index]
-        first = start if self.groups else start * math.prod(shape[1:])
-        return torch.arange(first, first + count, device=self._shards.device)
-
-    def _places_in_all(self, units: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """Where this process's units are among those of all tensors, one after the other."""
-        begins = accumulate([0, *units])
-        return torch.cat([self._places(i, n) + begin for (i, n), begin in zip(enumerate(sizes), begins, strict=False)])
+    def _per_row(self) -> list[int]:
+        return [1 if self.groups else math.prod(shape[1:]) for shape in self._shards.shapes]
 
 
 def on_shards(whole: Cardinality, shards: Shards) -> ShardCardinality:

@@ -57,6 +57,57 @@ def keep_largest_of_shards(
     return keep
 
 
+def keep_best_within_of_shards(
+    scores: Tensor, costs: Tensor, budget: int, places: Tensor, size: int, add_: Add
+) -> Tensor:
+    """Marks the largest scores, as long as the budget lasts; among equal ones those that come first.
+
+    Args:
+        scores: What this process holds: non-negative, shape ``[n]``, float32 or float64.
+        costs: What each of them costs, int64, shape ``[n]``.
+        budget: What they may cost together, over all processes.
+        places: Where these scores are in the whole list, int64, shape ``[n]``.
+        size: Number of places in the whole list.
+        add_: Adds costs up over the processes.
+
+    Returns:
+        A boolean mask, shape ``[n]``.
+    """
+    keys = _ordered(scores)
+    bound, left = _first_too_dear(keys, costs, budget, 63 if keys.dtype == torch.int64 else 31, add_)
+    equal, keep = keys == bound, keys > bound
+    # Of equal ones the first: those with the most places behind them.
+    behind = size - 1 - places[equal]
+    last, _ = _first_too_dear(behind, costs[equal], left, max(size.bit_length(), 1), add_)
+    keep[equal] = behind > last
+    return keep
+
+
+def _first_too_dear(keys: Tensor, costs: Tensor, budget: int, bits: int, add_: Add) -> tuple[int, int]:
+    """The largest key such that it and all larger ones cost more than the budget.
+
+    Returns:
+        It, -1 if all are within the budget; and what of the budget the larger ones leave.
+    """
+    bound, left = 0, budget
+    top = (bits - 1) // _BITS * _BITS
+    for shift in range(top, -1, -_BITS):
+        digits = 1 << min(_BITS, bits - shift)
+        if shift < top:
+            begins = keys >> (shift + _BITS) == bound
+            keys, costs = keys[begins], costs[begins]
+        own = ((keys >> shift) & (digits - 1)).long()
+        table = torch.zeros(digits, dtype=torch.int64, device=keys.device).index_add_(0, own, costs)
+        add_(table)
+        reaching = table.flip(0).cumsum(0).flip(0)
+        digit = int((reaching > left).sum()) - 1
+        if digit < 0:
+            return -1, left
+        left -= int(reaching[digit] - table[digit])
+        bound = (bound << _BITS) | digit
+    return bound, left
+
+
 def _ordered(scores: Tensor) -> Tensor:
     """Integers in the order of the scores, with NaN as the largest."""
     # A zero may have a sign.

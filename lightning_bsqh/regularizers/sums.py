@@ -17,7 +17,7 @@ from lightning_bsqh.regularizers.l2 import L2
 class WithL2(Regularizer):
     """R(u) + ρ‖u‖² or ρ‖u‖²_D for any R; what ``R + L2(rho)`` makes (method §3, Sums).
 
-    As εD(u − z)² + ρu² is (εD + ρ)(u − z')² and a constant, z' = εDz/(εD + ρ), the maximiser is that of R at z' in the
+    As εD(u − z)² + ρu² is (εD + ρ)(u − z')² and a constant, z' = εDz/(εD + ρ), the maximizer is that of R at z' in the
     metric D + ρ/ε, in a box as well as without one. With ρ‖u‖²_D, z' = εz/(ε + ρ) and the metric is D(1 + ρ/ε).
 
     Args:
@@ -194,10 +194,10 @@ class WithL2(Regularizer):
 
 
 def add(first: Regularizer, second: object) -> Regularizer:
-    """The sum of two regularisers, of which one is an ``L2``.
+    """The sum of two regularizers, of which one is an ``L2``.
 
     Raises:
-        TypeError: If neither is, so that no maximiser is known, or ``second`` is no regulariser.
+        TypeError: If neither is, so that no maximizer is known, or ``second`` is no regularizer.
     """
     if not isinstance(second, Regularizer):
         raise TypeError(f"Only a regularizer can be added to {first!r}, such as L2(rho=1e-5), got {second!r}.")
@@ -207,7 +207,7 @@ def add(first: Regularizer, second: object) -> Regularizer:
         if isinstance(second, WithL2):
             return add(add(first, second.regularizer), second.decay)
         raise TypeError(
-            f"{first!r} + {second!r} has no maximiser in closed form: only L2 can be added to another regularizer. For"
+            f"{first!r} + {second!r} has no maximizer in closed form: only L2 can be added to another regularizer. For"
             " different layers give a dict by name patterns, for bounds a Box around the regularizer."
         )
     return _with_decay(first, second)

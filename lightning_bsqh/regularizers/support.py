@@ -18,7 +18,7 @@ from lightning_bsqh.regularizers.tightening import TighteningConstraint
 class SupportConstraint(TighteningConstraint, ZeroInBox):
     """u is zero outside a support, of which some are permitted; what is in it keeps its z.
 
-    A support gains Dz² with every weight in it, and in a box the same less what clipping costs. So the maximiser has
+    A support gains Dz² with every weight in it, and in a box the same less what clipping costs. So the maximizer has
     the permitted support with the largest sum of these scores, which a subclass finds.
     """
 

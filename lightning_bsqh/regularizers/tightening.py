@@ -17,7 +17,7 @@ class TighteningConstraint(Regularizer):
     """A constraint of which a share is demanded that rises from 0 to 1 along a ramp; R = 0 on it.
 
     A subclass defines ``admits``, ``project_`` and, for a box, ``check_box`` and ``project_in_box_``, all for the share
-    ``_share`` of its demand. As ε is common to all weights, the maximiser is the nearest admissible point in D.
+    ``_share`` of its demand. As ε is common to all weights, the maximizer is the nearest admissible point in D.
 
     Args:
         ramp: Start and end of the ramp as shares of the training, see :class:`~lightning_bsqh.regularizers.ramp.Ramp`.

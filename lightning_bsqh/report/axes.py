@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_bsqh.report.curves import TEXT_COLOUR, style
+from lightning_bsqh.report.curves import TEXT_COLOR, style
 from lightning_bsqh.report.metrics import settled
 from lightning_bsqh.report.reading import Run
 
@@ -82,9 +82,9 @@ def targets(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[dict[str, A
         step = settled(series)
         if step is None:
             continue
-        colour = TEXT_COLOUR if len(runs) == 1 else style(index)[0]
+        color = TEXT_COLOR if len(runs) == 1 else style(index)[0]
         place = {"xref": "x", "yref": "paper"}
-        mark = {"color": colour, "width": 1.3, "dash": "dot"}
+        mark = {"color": color, "width": 1.3, "dash": "dot"}
         shapes.append({"type": "line", **place, "x0": step, "x1": step, "y0": 0, "y1": 1, "line": mark})
         if len(runs) == 1:
             words = f"{100 * series[1][-1]:.4g} % zeros reached"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Sizes of the bars' parts in pixels; colours as in the report's curves.
+# Sizes of the bars' parts in pixels; colors as in the report's curves.
 _ROW, _LABEL, _BAR, _NUMBER = 20, 220, 300, 60
 _TEXT, _FULL, _EMPTY = "#000000", "#0072B2", "#E6E6E6"
 

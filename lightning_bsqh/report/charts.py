@@ -11,10 +11,10 @@ from typing import Any
 from lightning_bsqh.report import explanations as words
 from lightning_bsqh.report.axes import epoch_axis, has_legend, layout, linear, logarithmic, targets
 from lightning_bsqh.report.curves import (
-    COLOURS,
+    COLORS,
     DASHES,
     REJECTED,
-    TEXT_COLOUR,
+    TEXT_COLOR,
     crosses,
     line,
     moving_mean,
@@ -129,15 +129,15 @@ def _objective(runs: Sequence[Run]) -> Chart:
         series = run.metrics.get("bsqh/objective", ([], []))
         if not series[0]:
             continue
-        colour, dash = style(index)
+        color, dash = style(index)
         window = max(len(series[0]) // 50, 1)
         if len(runs) == 1:
             faint = window > 1
-            chart.data.append(line("each batch", series, colour, width=1.0 if faint else 1.8))
+            chart.data.append(line("each batch", series, color, width=1.0 if faint else 1.8))
             chart.data[-1]["opacity"] = 0.4 if faint else 1.0
         if window > 1 or len(runs) > 1:
             name = f"mean of the last {window:,}" if len(runs) == 1 else run.name
-            chart.data.append(line(name, moving_mean(series, window), colour, dash))
+            chart.data.append(line(name, moving_mean(series, window), color, dash))
     if len(runs) > 1:
         chart.say("Mean of the last 2 % of the steps.")
     return chart
@@ -149,12 +149,12 @@ def _epsilon(runs: Sequence[Run]) -> Chart:
         series = run.metrics.get("bsqh/epsilon", ([], []))
         if not series[0]:
             continue
-        colour, dash = style(index)
-        chart.data.append(line("ε of the last trial" if len(runs) == 1 else run.name, series, colour, dash))
+        color, dash = style(index)
+        chart.data.append(line("ε of the last trial" if len(runs) == 1 else run.name, series, color, dash))
         at = dict(zip(*series, strict=True))
         rejected = {step: count for step, count in rejections(run.metrics).items() if step in at}
         if rejected:
-            name, mark = ("rejected", REJECTED) if len(runs) == 1 else (f"{run.name}: rejected", colour)
+            name, mark = ("rejected", REJECTED) if len(runs) == 1 else (f"{run.name}: rejected", color)
             points = [(step, number(at[step])) for step in rejected]
             chart.data.append(crosses(name, points, mark, 8, "%{customdata} rejected"))
             chart.data[-1] |= {"customdata": list(rejected.values()), "showlegend": len(runs) == 1}
@@ -174,7 +174,7 @@ def _decrease(runs: Sequence[Run]) -> Chart:
             continue
         promised = run.metrics.get("bsqh/promised_decrease")
         if promised is not None:
-            chart.data.append(line("promised: ητ", promised, COLOURS[2], "dot"))
+            chart.data.append(line("promised: ητ", promised, COLORS[2], "dot"))
         risen = [(step, number(-value)) for step, value in zip(steps, values, strict=True) if value < 0.0]
         if risen:
             chart.data.append(crosses("increase", risen, REJECTED, 6, "increase: %{y:.4g}"))
@@ -188,9 +188,9 @@ def _support(runs: Sequence[Run]) -> Chart:
     for index, run in enumerate(runs):
         for way, (key, what) in enumerate((("entered", "became non-zero"), ("left", "became zero"))):
             if f"support/{key}" in run.metrics:
-                colour = COLOURS[(way if len(runs) == 1 else index) % len(COLOURS)]
+                color = COLORS[(way if len(runs) == 1 else index) % len(COLORS)]
                 name = what if len(runs) == 1 else f"{run.name}: {what}"
-                chart.data.append(line(name, run.metrics[f"support/{key}"], colour, DASHES[way]))
+                chart.data.append(line(name, run.metrics[f"support/{key}"], color, DASHES[way]))
     return chart
 
 
@@ -203,11 +203,11 @@ def _own(runs: Sequence[Run], part: str, about: Explained) -> Chart:
     shares = about.percent and all(0.0 <= y <= 1.0 for _, values in found for y in values if math.isfinite(y))
     for run_index, run in enumerate(runs):
         for key_index, key in enumerate(key for key in keys if key in run.metrics):
-            # Runs by colour and metrics by dash where there are several runs.
-            colour = COLOURS[(key_index if len(runs) == 1 else run_index) % len(COLOURS)]
+            # Runs by color and metrics by dash where there are several runs.
+            color = COLORS[(key_index if len(runs) == 1 else run_index) % len(COLORS)]
             dash = "solid" if len(runs) == 1 else DASHES[key_index % len(DASHES)]
             name = key if len(runs) == 1 else f"{run.name}: {key}"
-            chart.data.append(line(name, run.metrics[key], colour, dash, percent=shares))
+            chart.data.append(line(name, run.metrics[key], color, dash, percent=shares))
     if about.percent and not shares:
         chart.about = Explained(about.title, "as logged", about.note, about.healthy)
     return chart
@@ -239,7 +239,7 @@ def _layers(run: Run, prefix: str, about: Explained, title: str) -> Chart:
         chart.data.append(line(shown[layer], series, *style(index), percent=about.percent, full=layer))
     if "total" in found:
         series = run.metrics[found["total"]]
-        chart.data.append(line("all layers", series, TEXT_COLOUR, width=2.6, percent=about.percent))
+        chart.data.append(line("all layers", series, TEXT_COLOR, width=2.6, percent=about.percent))
     return chart
 
 
@@ -291,7 +291,7 @@ def _tell_apart(chart: Chart) -> None:
     lines = [trace for trace in chart.data if trace["mode"] == "lines" and "opacity" not in trace]
     if 1 < len(lines) <= _FEW:
         for index, trace in enumerate(lines):
-            if trace["line"]["color"] != TEXT_COLOUR:
+            if trace["line"]["color"] != TEXT_COLOR:
                 trace["line"]["width"] = 1.4 + 0.8 * (len(lines) - 1 - index)
     same: dict[tuple[Any, ...], list[str]] = {}
     for trace in lines:

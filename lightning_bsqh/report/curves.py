@@ -12,23 +12,23 @@ from lightning_bsqh.report.names import shorten
 #: A curve has no more points than about this; of a longer one the lowest and the highest of every n steps are shown.
 LARGEST = 2_000
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; further lines get other dashes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors, which people with any kind of color vision can tell apart; further lines get other dashes.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot")
-#: Replaced in the browser by the colour of the page's text, which depends on light and dark.
-TEXT_COLOUR = "text"
+#: Replaced in the browser by the color of the page's text, which depends on light and dark.
+TEXT_COLOR = "text"
 REJECTED = "#D55E00"
 
 
 def style(index: int) -> tuple[str, str]:
-    """Colour and dash of the line with this number."""
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    """Color and dash of the line with this number."""
+    return COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
 
 
 def line(
     name: str,
     series: Series,
-    colour: str,
+    color: str,
     dash: str = "solid",
     *,
     width: float = 1.8,
@@ -40,7 +40,7 @@ def line(
     Args:
         name: What the legend says, shortened where it is long.
         series: Steps and values.
-        colour: Of the line.
+        color: Of the line.
         dash: Of the line.
         width: Of the line.
         percent: Whether the values are shares, shown in per cent.
@@ -53,8 +53,8 @@ def line(
         "name": escaped(shorten(name, 40)),
         "x": steps,
         "y": [number(value) for value in values],
-        "line": {"color": colour, "dash": dash, "width": width},
-        "marker": {"color": colour, "size": 9, "symbol": "diamond"},
+        "line": {"color": color, "dash": dash, "width": width},
+        "marker": {"color": color, "size": 9, "symbol": "diamond"},
         "hovertemplate": f"{_in_lines(full or name)}: %{{y{':.2%' if percent else ':.4g'}}}<extra></extra>",
     }
     if every > 1:
@@ -64,9 +64,7 @@ def line(
     return trace
 
 
-def crosses(
-    name: str, points: Sequence[tuple[int, float | None]], colour: str, size: int, hover: str
-) -> dict[str, Any]:
+def crosses(name: str, points: Sequence[tuple[int, float | None]], color: str, size: int, hover: str) -> dict[str, Any]:
     """Marks at single points."""
     return {
         "type": "scatter",
@@ -74,7 +72,7 @@ def crosses(
         "name": escaped(shorten(name, 40)),
         "x": [step for step, _ in points],
         "y": [value for _, value in points],
-        "marker": {"symbol": "x-thin", "size": size, "line": {"width": size / 4, "color": colour}},
+        "marker": {"symbol": "x-thin", "size": size, "line": {"width": size / 4, "color": color}},
         "hovertemplate": f"{hover}<extra></extra>",
     }
 

@@ -34,7 +34,7 @@ OBJECTIVE = Explained(
 )  # fmt: skip
 LOSS = Explained(
     "Loss", "loss", "",
-    "Training and validation loss fall together. A validation loss that turns upwards while the training loss falls"
+    "Training and validation loss fall together. A validation loss that turns upward while the training loss falls"
     " is overfitting; more zeros, or fewer epochs, help.",
     log=True,
 )  # fmt: skip
@@ -46,7 +46,7 @@ EPSILON = Explained(
     log=True,
 )  # fmt: skip
 SPARSITY = Explained(
-    "Zero weights", "share of exact zeros", "Exact zeros among the regularised weights.",
+    "Zero weights", "share of exact zeros", "Exact zeros among the regularized weights.",
     "Follows the ramp up to the target and stays there to the end. Layers may differ widely: large ones end emptier"
     " than small ones. A layer at 100 % passes nothing on.",
     percent=True,

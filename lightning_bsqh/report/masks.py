@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Pictures have no more pixels than this in either direction.
 LARGEST = 640
 
-# Palette: 0 for the gap between filters, then from "all zero" to "none zero". The colours are half transparent where
+# Palette: 0 for the gap between filters, then from "all zero" to "none zero". The colors are half transparent where
 # weights are zero, so that they stand on a light page as well as on a dark one.
 _ZERO, _KEPT = (128, 128, 128, 56), (0, 114, 178, 255)
 _GAP = 0
@@ -29,7 +29,7 @@ class Mask:
     """The picture of one weight tensor.
 
     Attributes:
-        image: With a palette of half transparent colours.
+        image: With a palette of half transparent colors.
         caption: What rows, columns and pixels are.
     """
 
@@ -64,7 +64,7 @@ class Mask:
 
 
 def draw_mask(nonzero: Tensor, largest: int = LARGEST) -> Mask:
-    """Draws where a tensor is not zero: blue where it is not, grey where it is.
+    """Draws where a tensor is not zero: blue where it is not, gray where it is.
 
     A matrix ``[rows, columns]`` is drawn as it stands. A convolution ``[filters, channels, *kernel]`` has a row for
     each filter and a column for each input channel, of small pictures of the kernels with a gap between them; where

@@ -29,7 +29,7 @@ def keep_zeros(trainer: pl.Trainer, module: nn.Module, optimizer: BSQHOptimizer)
 
 
 class SupportAverage:
-    """An averaging function for torch's AveragedModel that lets regularised weights be zero where they are now.
+    """An averaging function for torch's AveragedModel that lets regularized weights be zero where they are now.
 
     A weight that is zero now is zero in the average, too; one that has come back begins anew, with its present value.
     So the average has exactly the zeros of the network of the last update. All other tensors are averaged as before.
@@ -37,7 +37,7 @@ class SupportAverage:
     Args:
         model: The averaged model, whose own averaging function is used.
         module: The module that is trained.
-        optimizer: Tells which weights are regularised.
+        optimizer: Tells which weights are regularized.
     """
 
     def __init__(self, model: AveragedModel, module: nn.Module, optimizer: BSQHOptimizer) -> None:

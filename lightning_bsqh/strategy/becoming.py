@@ -42,8 +42,9 @@ def become_several(strategy: Strategy, devices: Sequence[torch.device], num_node
     several.num_nodes = num_nodes
 
 
-#: What a SingleDeviceStrategy keeps and several processes ask of their environment.
-_OF_ONE = ("global_rank", "local_rank", "world_size", "_root_device", "_devices")
+#: What a SingleDeviceStrategy keeps and several processes ask of their environment, or have another of: DDPStrategy's
+#: own redirection keeps DistributedDataParallel from waiting for a backward that manual optimization has done.
+_OF_ONE = ("global_rank", "local_rank", "world_size", "_root_device", "_devices", "_forward_redirection")
 _KINDS: dict[tuple[type, type], type] = {}
 
 

@@ -23,6 +23,8 @@ class ManualSweeps(LightningSweeps):
 
     _closure: Callable[[], Any] | None = None
     _arguments: tuple[Any, ...] = ()
+    #: Told the loss and the batch between the forward and the adjoint sweep of a step; by default nobody wants to know.
+    tell: Callable[[Tensor, Any], object] | None = None
 
     def enter(self, arguments: tuple[Any, ...]) -> None:
         """Called when training_step is about to run, with its arguments."""
@@ -53,6 +55,8 @@ class ManualSweeps(LightningSweeps):
                 " returns the loss and does not call backward or manual_backward, since trials need the loss alone."
             )
         loss = check_loss(found, _SOURCE)
+        if self.tell is not None:
+            self.tell(loss, self._arguments[0])
         self._module.manual_backward(loss)
         return loss.detach()
 

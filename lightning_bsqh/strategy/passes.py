@@ -93,7 +93,7 @@ class Passes:
         Returns:
             What training_step returned.
         """
-        trainer, sweeps = self._module.trainer, self._sweeps_now()
+        trainer, sweeps = self._module.trainer, self.sweeps_now()
         place = trainer.fit_loop.batch_idx
         if isinstance(sweeps, AccumulationWindow):
             return sweeps.forward_sweep(batch, place, self._is_stepping, step)
@@ -111,7 +111,7 @@ class Passes:
             check_loss(loss, "training_step")
         return output
 
-    def _sweeps_now(self) -> LightningSweeps | LightningFullBatch:
+    def sweeps_now(self) -> LightningSweeps | LightningFullBatch:
         """The sweeps; for a window from when the Trainer is told to accumulate, by a callback of the user's say."""
         if type(self.sweeps) is LightningSweeps and check_window(self._module.trainer, self._optimizer):
             self.sweeps = self._make_window()
@@ -122,10 +122,7 @@ class Passes:
 
     def before_backward(self, loss: Tensor) -> Tensor:
         """The loss that the adjoint sweep is to start from, in place of what Lightning has divided."""
-        if not isinstance(self.sweeps, AccumulationWindow) or self.sweeps.raw_loss is None:
-            return loss
-        self.sweeps.before_backward()
-        return self.sweeps.raw_loss
+        return self.sweeps.before_backward(loss) if isinstance(self.sweeps, AccumulationWindow) else loss
 
     def after_backward(self) -> None:
         """Called when a batch's gradients are there."""
@@ -165,11 +162,12 @@ class Passes:
 
     def _step(self, step: Callable[..., Any], closure: Callable[[], Any]) -> Any:
         sweeps = self.sweeps
+        joined = sweeps if self.joined is None else self.joined(sweeps)
         if isinstance(sweeps, ManualSweeps):
-            return step(partial(sweeps.run, closure), sweeps=sweeps)
+            return step(partial(sweeps.run, closure), sweeps=joined)
         if self._scaler is None:
-            return step(closure, sweeps=sweeps if self.joined is None else self.joined(sweeps))
-        return scaled_step(step, self._optimizer, closure, sweeps, self._scaler)
+            return step(closure, sweeps=joined)
+        return scaled_step(step, self._optimizer, closure, joined, self._scaler)
 
     def _check_closure(self) -> None:
         if self.sweeps.closure_was_withheld:

@@ -22,9 +22,18 @@ class Several(Together, DDPStrategy):
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         super().setup_optimizers(trainer)
-        if not isinstance(self._passes.sweeps, LightningSweeps):
+        self._unwrap_for(self._passes.sweeps)
+
+    def _unwrap_for(self, sweeps: Any) -> None:
+        if not isinstance(sweeps, LightningSweeps):
             # A pass has one exchange of gradients at its end, and no DistributedDataParallel in its micro-batches.
             self.model = self.lightning_module
+
+    @override
+    def _sweeps_now(self) -> Any:
+        sweeps = super()._sweeps_now()
+        self._unwrap_for(sweeps)
+        return sweeps
 
     @override
     def configure_ddp(self) -> None:
@@ -37,7 +46,8 @@ class Several(Together, DDPStrategy):
     def _own_step(self, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
         assert module is not None
-        if self._trained != [p.requires_grad for p in module.parameters()]:
+        wrapped = self.model is not module
+        if wrapped and self._trained != [p.requires_grad for p in module.parameters()]:
             # Somebody has frozen or unfrozen, of which DistributedDataParallel takes no notice.
             self.model = module
             self.configure_ddp()

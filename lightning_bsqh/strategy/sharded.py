@@ -34,7 +34,9 @@ from lightning_bsqh.strategy.shard_checkpoints import (
     save_folder,
     with_whole_tensors,
 )
+from lightning_bsqh.strategy.sweeps import loss_of
 from lightning_bsqh.strategy.together import NoBatch, Together
+from lightning_bsqh.sweeps.full_batch import FullBatchSweeps
 from lightning_bsqh.trainer_access import averages_weights, callbacks_of
 
 
@@ -119,17 +121,13 @@ class Sharded(Together, _WithoutItsOptimizers):
             return "shard='fsdp' and a callback that unfreezes later: freeze in configure_model, or leave shard out"
         if self._layer_sync is not None:
             return "shard='fsdp' and sync_batchnorm: call SyncBatchNorm.convert_sync_batchnorm in configure_model"
-        if trainer.accumulate_grad_batches != 1:
-            return "shard='fsdp' and accumulate_grad_batches: take larger batches, or leave shard out"
         return super()._reason_to_refuse(trainer)
 
     def _refuse_optimizer(self, optimizer: Any) -> None:
         """What an iteration on some rows cannot do."""
         reason = None
         bent = [layer.name for layer in optimizer.layers if layer.can_be_run and not layer.is_affine]
-        if optimizer.full_batch is not None:
-            reason = "batch_mode='full': use batch_mode='mini'"
-        elif optimizer.sweep == "gauss-seidel":
+        if optimizer.sweep == "gauss-seidel":
             reason = "sweep='gauss-seidel': use sweep='jacobi'"
         elif bent:
             reason = (
@@ -148,6 +146,30 @@ class Sharded(Together, _WithoutItsOptimizers):
         return not self._reduction.agreement.sums(Place.PART, [float(isinstance(batch, NoBatch))])[0]
 
     @override
+    def _sweeps_now(self) -> Any:
+        sweeps = super()._sweeps_now()
+        if isinstance(sweeps, FullBatchSweeps):
+            sweeps.go_along()
+        return sweeps
+
+    @override
+    def _part(self, sweeps: Any, *args: Any, **kwargs: Any) -> Any:
+        assert self._reduction is not None
+        # Whoever has failed before the forward says so here.
+        self._runs(next(iter((*args, *kwargs.values()))))
+        output = self._own_step(*args, **kwargs)
+        reduction = self._reduction
+        # A backward gathers parameters, so every micro-batch has one in all processes or in none.
+        reduction.begin(loss_of(output), max(sweeps.part_samples, 1))
+        sweeps.share_part(None if reduction.is_left_out else (reduction.loss, reduction.samples), reduction.factor)
+        return None if reduction.is_left_out else output
+
+    @override
+    def _factor(self) -> float:
+        assert self._reduction is not None
+        return self._reduction.factor
+
+    @override
     def _own_step(self, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
         assert module is not None
@@ -158,7 +180,10 @@ class Sharded(Together, _WithoutItsOptimizers):
                 "A parameter was frozen or unfrozen within the training, of which fully_shard takes no notice: freeze"
                 " in configure_model, or leave shard='fsdp' out."
             )
-        return super()._own_step(*args, **kwargs)
+        before, self._is_stepping = self._is_stepping, True
+        output = super()._own_step(*args, **kwargs)
+        self._is_stepping = before
+        return output
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +232,7 @@ class Sharded(Together, _WithoutItsOptimizers):
         assert self.lightning_module is not None
         load_weights(self.lightning_module, dict(checkpoint["state_dict"]), strict)
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def teardown(self) -> None:

@@ -50,7 +50,7 @@ class BSQHStrategy(DevicesStrategy):
     ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the device or the devices that the
     Trainer chooses, with a process for each as DDPStrategy has it. The training step is ours: one forward and adjoint
     sweep through Lightning's closure, then trial sweeps that leave no trace. Around it Lightning's loop of automatic
-    optimisation stays in charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once
+    optimization stays in charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once
     the module is put back) and saves checkpoints by other rules; so hooks, logging, checkpoints and counters are those
     of an ordinary training, and the module is left as it is.
 
@@ -304,7 +304,7 @@ class BSQHStrategy(DevicesStrategy):
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": self._resumption.take(checkpoint)})
         self._resumption.loaded()
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def teardown(self) -> None:

@@ -176,7 +176,7 @@ class LightningSweeps(Sweeps):
 
     @contextmanager
     def _batch_as_it_came(self) -> Iterator[None]:
-        """Within, everything in the batch is as it was before training_step; afterwards as that has left it."""
+        """Within, everything in the batch is as it was before training_step; afterward as that has left it."""
         if self._came is not None:
             self._came.restore()
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh.namespace import (
-    GradientAccumulationScheduler,
     MisconfigurationException,
     ParallelStrategy,
     SIGTERMException,
@@ -24,8 +24,9 @@ from lightning_bsqh.processes.reduction import ProcessReduction
 from lightning_bsqh.processes.sweeps import SharedSweeps
 from lightning_bsqh.processes.tensors import of_first_
 from lightning_bsqh.strategy.configured import parameters_of
+from lightning_bsqh.strategy.manual import ManualSweeps
 from lightning_bsqh.strategy.sweeps import LightningSweeps, loss_of
-from lightning_bsqh.trainer_access import callbacks_of, is_between_batches
+from lightning_bsqh.trainer_access import is_between_batches
 
 
 class NoBatch:
@@ -58,6 +59,8 @@ class Together(ParallelStrategy):
         self._reduction = self._share(self.optimizers[0])
         parameters = partial(parameters_of, self.optimizers[0])
         self._passes.joined = partial(self._joined, reduction=self._reduction, parameters=parameters)
+        if isinstance(self._passes.sweeps, ManualSweeps):
+            self._passes.sweeps.tell = self._begin
 
     def _share(self, optimizer: Any) -> ProcessReduction:
         """Lets an optimizer take its decisions together with those of the other processes."""
@@ -76,13 +79,6 @@ class Together(ParallelStrategy):
             raise MisconfigurationException(f"BSQHStrategy with several processes does not go with {reason}.")
 
     def _reason_to_refuse(self, trainer: pl.Trainer) -> str | None:
-        assert self.lightning_module is not None
-        if not self.lightning_module.automatic_optimization:
-            return "manual optimization: return the loss from training_step"
-        if any(isinstance(c, GradientAccumulationScheduler) for c in callbacks_of(trainer)):
-            return "GradientAccumulationScheduler: pass accumulate_grad_batches=N to the Trainer"
-        if str(self.precision_plugin.precision) == "16-mixed":
-            return "precision='16-mixed': use 'bf16-mixed' or '32-true'"
         return None
 
     @override
@@ -116,17 +112,47 @@ class Together(ParallelStrategy):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._reduction is not None
-        if not isinstance(self._passes.sweeps, LightningSweeps):
-            output = super().training_step(*args, **kwargs)
-            # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
-            self._reduction.agreement.sums(Place.PART, [])
+        sweeps = self._sweeps_now()
+        if isinstance(sweeps, ManualSweeps):
+            return self._manual_step(*args, **kwargs)
+        if not isinstance(sweeps, LightningSweeps):
+            # All batches of a window but the last come without a step of the optimizer.
+            with self._failing_together():
+                output = self._part(sweeps, *args, **kwargs)
             return self._no_loss() if output is None else output
         batch = next(iter((*args, *kwargs.values())))
         output = self._own_step(*args, **kwargs) if self._runs(batch) else None
-        loss = loss_of(output) if self._passes.sweeps.can_step else None
-        samples = 1 if loss is None else self._process_options.samples(batch)
-        self._reduction.begin(loss, samples)
+        self._begin(loss_of(output) if sweeps.can_step else None, batch)
         return self._no_loss() if self._reduction.is_left_out else output
+
+    def _part(self, sweeps: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward sweep of a micro-batch; None if there is no loss."""
+        assert self._reduction is not None
+        output = self._own_step(*args, **kwargs)
+        # Lightning's own loop exchanges something before the next micro-batch, so failures have to be known by now.
+        self._reduction.agreement.sums(Place.PART, [])
+        return output
+
+    def _sweeps_now(self) -> Any:
+        """The sweeps that the next forward sweep belongs to."""
+        return self._passes.sweeps_now()
+
+    def _begin(self, loss: Tensor | None, batch: Any) -> None:
+        """Says what this process has of a batch: a loss, or none."""
+        assert self._reduction is not None
+        self._reduction.begin(loss, 1 if loss is None else self._process_options.samples(batch))
+
+    def _manual_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A training_step that steps by itself; nobody knows how often."""
+        assert self._reduction is not None
+        batch = next(iter((*args, *kwargs.values())))
+        if self._reduction.agreement.sums(Place.PART, [float(isinstance(batch, NoBatch))])[0]:
+            return None
+        with self._failing_together():
+            output = self._own_step(*args, **kwargs)
+        # Whoever steps once more than the others finds them here.
+        self._reduction.agreement.sums(Place.PART, [])
+        return output
 
     def _runs(self, batch: Any) -> bool:
         """Whether this process runs the forward sweep of a batch."""
@@ -142,23 +168,22 @@ class Together(ParallelStrategy):
 
     @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        assert self._reduction is not None
-        factor = self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
+        factor = self._factor()
         self._cannot_tell = True
         # torch takes the mean of the gradients over processes, this makes it the mean over samples.
         loss = super().backward(closure_loss if factor == 1.0 else closure_loss * factor, *args, **kwargs)
         self._cannot_tell = False
         return loss
 
+    def _factor(self) -> float:
+        """By what this process multiplies its loss; a pass does so with its gradients, when it is through."""
+        assert self._reduction is not None
+        return self._reduction.factor if isinstance(self._passes.sweeps, LightningSweeps) else 1.0
+
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        try:
+        with self._failing_together():
             loss = super().optimizer_step(*args, **kwargs)
-        except BaseException as error:
-            first = self._let_others_know(error)
-            if first is error:
-                raise
-            raise first from error
         if self._process_options.broadcast_buffers:
             self._share_buffers()
         return loss
@@ -167,8 +192,19 @@ class Together(ParallelStrategy):
         assert self.lightning_module is not None
         of_first_([b for b in self.lightning_module.buffers() if b.numel()])
 
+    @contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """Within, an error of this process ends the others, too."""
+        try:
+            yield
+        except BaseException as error:
+            first = self._let_others_know(error)
+            if first is error:
+                raise
+            raise first from error
+
     def _let_others_know(self, error: BaseException) -> BaseException:
-        """What to raise; afterwards no other process waits for this one."""
+        """What to raise; afterward no other process waits for this one."""
         if self._reduction is None or self._reduction.agreement.is_over or self._cannot_tell:
             return error
         return self._reduction.agreement.fail(error)
@@ -202,7 +238,7 @@ class Together(ParallelStrategy):
                 )
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def teardown(self) -> None:

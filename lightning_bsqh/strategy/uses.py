@@ -24,12 +24,14 @@ def counting_uses(
     """
 
     def counted() -> Any:
+        # As they are outside of a forward: after one, a sharded module may still have gathered ones.
+        named = dict(module.named_parameters(remove_duplicate=False))
         positions = OutputPositions(module)
         try:
             output = step()
         finally:
             positions.stop()
-        found = {name: positions.of(p) for name, p in module.named_parameters(remove_duplicate=False)}
+        found = {name: positions.of(p) for name, p in named.items()}
         optimizer.learn_uses(broadcast({name: max(1, round(uses)) for name, uses in found.items() if uses}))
         return output
 

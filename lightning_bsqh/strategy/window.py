@@ -30,6 +30,8 @@ class AccumulationWindow(LightningFullBatch):
 
     #: The loss of the batch, as training_step has returned it.
     raw_loss: Tensor | None = None
+    # By what that is multiplied for its backward.
+    _factor = 1.0
     # Epoch and batch of the last forward sweep, and its place in the window.
     _at: tuple[int, int] | None = None
     _place = 0
@@ -72,11 +74,28 @@ class AccumulationWindow(LightningFullBatch):
             self.add_part(None)
             self._added += 1
 
-    def before_backward(self) -> None:
-        """Sets aside the gradient so far, as the hooks of the batch before have left it."""
+    @override
+    def share_part(self, of_all: tuple[float, int] | None, factor: float) -> None:
+        super().share_part(of_all, factor)
+        self._factor = factor
+        if of_all is None:
+            self.raw_loss = None
+
+    def before_backward(self, loss: Tensor) -> Tensor:
+        """Sets aside the gradient so far, as the hooks of the batch before have left it.
+
+        Args:
+            loss: What Lightning has divided.
+
+        Returns:
+            The loss that the adjoint sweep is to start from.
+        """
+        if self.raw_loss is None:
+            return loss
         self._take_over_gradients()
         for parameter in self._parameters():
             parameter.grad = None
+        return self.raw_loss if self._factor == 1.0 else self.raw_loss * self._factor
 
     def after_backward(self) -> None:
         """Takes in the gradient of the batch; the parameters then hold the mean so far, for whoever looks."""

@@ -55,11 +55,37 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         self._mean = WeightedMean()
         self._adjoint = AdjointChoice()
         self._trials = 0
+        self._goes_along = False
+        # Loss and number of samples of all processes in the present micro-batch, if its gradients are theirs, too.
+        self._of_all: tuple[float, int] | None = None
         self._dtype = torch.float64
         # What is known: used in this pass; at its w; at the last trial's û.
         self._known: CachedPass | None = None
         self._at_start: CachedPass | None = None
         self._at_trial: CachedPass | None = None
+
+    # ------------------------------------------------------------------ several processes
+
+    def go_along(self) -> None:
+        """From now on runs as many forwards as any other process, as sharded parameters need it: none is left out."""
+        self._reuse = False
+        self._goes_along = True
+
+    def share_part(self, of_all: tuple[float, int] | None, factor: float) -> None:
+        """Tells what the processes have together, between forward and backward of a micro-batch.
+
+        Args:
+            of_all: Their mean loss and their number of samples; None if they leave it out.
+            factor: By what this process multiplies its loss.
+        """
+        self._of_all = of_all
+        if of_all is None and self._outcomes:
+            self._outcomes[-1] = None
+
+    @property
+    def part_samples(self) -> int:
+        """Number of samples here in the present micro-batch."""
+        return self._parts[len(self._outcomes) - 1].samples if self._outcomes else 1
 
     # ------------------------------------------------------------------ forward and adjoint sweep
 
@@ -113,7 +139,8 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         else:
             known = self._known
             final = known.gradients if known is not None and known.is_final else None
-            self._mean.add(loss, part.samples, final or [p.grad for p in self._parameters()])
+            mean, samples = self._of_all or (loss, part.samples)
+            self._mean.add(mean, samples, final or [p.grad for p in self._parameters()])
         outcome = self._outcomes[-1]
         if outcome is not None:
             outcome.detach()
@@ -142,8 +169,8 @@ class FullBatchSweeps(Sweeps, Generic[P]):
 
     @property
     def samples(self) -> int:
-        """Number of samples with a loss in this pass so far."""
-        return self._mean.samples
+        """Number of samples here with a loss in this pass, once it is complete."""
+        return sum(part.samples for part in self._parts)
 
     def known_gradients(self) -> Sequence[Tensor | None] | None:
         """−G of the whole data where this pass uses it again; None if a graph is used, or nothing."""
@@ -178,7 +205,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         for part in parts:
             with self.pooling():
                 loss = part.loss()
-            if not math.isfinite(loss):
+            if not math.isfinite(loss) and not self._goes_along:
                 # A rejection already.
                 return loss
             mean.add(loss, part.samples)
@@ -219,7 +246,7 @@ class FullBatchSweeps(Sweeps, Generic[P]):
         mean.add(float(outcome.loss), part.samples, [found.get(id(p)) for p in parameters])
         return outcome
 
-    # ------------------------------------------------------------------ afterwards
+    # ------------------------------------------------------------------ afterward
 
     @override
     def undo(self) -> None:

@@ -70,7 +70,7 @@ def test_a_resumed_fit_counts_on(make_trainer: Any, tmp_path: Any) -> None:
     resumed = make_trainer(rejecting(3), callbacks=[monitor], max_epochs=2)
     resumed.fit(SmallModule(), loader(), ckpt_path=tmp_path / "a.ckpt")
     assert monitor.rejected_trials == 24
-    # Afterwards a training from the start is one from the start.
+    # Afterward a training from the start is one from the start.
     make_trainer(rejecting(3), callbacks=[monitor]).fit(SmallModule(), loader())
     assert monitor.rejected_trials == 12
 

@@ -99,7 +99,7 @@ def test_sparse_files_hold_the_weights_alone(tmp_path) -> None:
     assert checkpoint.best_model_path == str(tmp_path / "epoch=2.safetensors")
     best = load_sparse(checkpoint.best_model_path)
     assert sum(int((value == 0).sum()) for name, value in best.items() if name.endswith("weight")) == 28
-    # The Trainer reads them where it is told to, and is as it was afterwards.
+    # The Trainer reads them where it is told to, and is as it was afterward.
     trainer.validate(module, loader(1), ckpt_path="best", verbose=False)
     assert all(torch.equal(best[name], value) for name, value in module.state_dict().items())
     assert not isinstance(trainer.strategy.checkpoint_io, SparseFileIO)

@@ -118,7 +118,7 @@ def test_unfrozen_after_the_ramp_is_not_emptied():
 
 
 def test_resumed_finetuning_regularises_the_same():
-    """A resumed BackboneFinetuning regularises the weights that the uninterrupted one does."""
+    """A resumed BackboneFinetuning regularizes the weights that the uninterrupted one does."""
 
     def names(module, made):
         known = {id(p): name for name, p in module.named_parameters()}

@@ -18,7 +18,7 @@ class Recurrent(nn.Module):
 
 @pytest.mark.parametrize("sweep", ["jacobi", "gauss-seidel"])
 def test_gru(sweep):
-    """No accepted step leaves a regularised weight of a GRU outside [-0.3, 0.3], and the loss falls."""
+    """No accepted step leaves a regularized weight of a GRU outside [-0.3, 0.3], and the loss falls."""
     torch.manual_seed(2)
     net = Recurrent().double()
     x, y = torch.randn(32, 3, dtype=torch.double), torch.randn(32, 1, dtype=torch.double)
@@ -40,7 +40,7 @@ def test_gru(sweep):
     ids=["L0", "Cardinality"],
 )
 def test_around_another(inner, options):
-    """The same for an LSTM and a Box around another regulariser."""
+    """The same for an LSTM and a Box around another regularizer."""
     torch.manual_seed(4)
     net = nn.LSTMCell(3, 4).double()
     x, y = torch.randn(32, 3, dtype=torch.double), torch.randn(32, 4, dtype=torch.double)

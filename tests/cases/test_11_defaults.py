@@ -1,4 +1,4 @@
-"""By default neither biases nor the parameters of normalisations are regularised, whatever their shape or name."""
+"""By default neither biases nor the parameters of normalizations are regularized, whatever their shape or name."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ class Scaled(nn.Module):
 
 
 class Affine(nn.Module):
-    """A factor and a summand per feature, in the place of a normalisation."""
+    """A factor and a summand per feature, in the place of a normalization."""
 
     def __init__(self, features):
         super().__init__()
@@ -60,7 +60,7 @@ NETS = {
 
 @pytest.mark.parametrize("what", NETS)
 def test_regularised(what):
-    """Only what multiplies features with features is regularised."""
+    """Only what multiplies features with features is regularized."""
     make, right = NETS[what]
     net = make()
     names = {id(p): name for name, p in net.named_parameters()}

@@ -96,7 +96,7 @@ def test_buffer_that_grows():
 
 
 def test_quantisation_aware_training():
-    """So does a network with the observers of quantisation-aware training, whose buffers grow."""
+    """So does a network with the observers of quantization-aware training, whose buffers grow."""
     import torch.ao.quantization as quantization
 
     module = Net()
@@ -113,7 +113,7 @@ def test_quantisation_aware_training():
 
 
 def test_nothing_to_regularise():
-    """A network whose parameters all have one dimension is told that nothing is regularised."""
+    """A network whose parameters all have one dimension is told that nothing is regularized."""
 
     class Scales(Net):
         def __init__(self):

@@ -164,7 +164,7 @@ def test_cardinality_equals_brute_force_over_all_supports() -> None:
     assert result.total == pytest.approx((kept + biases - lost).item(), rel=1e-10)
     assert result.coupled
     assert sum(layer.residual for layer in result.layers.values()) == pytest.approx(result.total, rel=1e-12)
-    assert "part of the global maximiser" in str(result)
+    assert "part of the global maximizer" in str(result)
 
 
 def test_cardinality_of_a_tiny_layer_over_all_supports() -> None:
@@ -313,7 +313,7 @@ def test_says_which_layers_are_linearised() -> None:
     assert {"rnn", "old", "scaled", "renormed"} <= set(result.linearised)
     assert any(name.startswith("norm.parametrizations") for name in result.linearised)
     assert not result.layers["plain"].linearised
-    assert "linearised" in str(result)
+    assert "linearized" in str(result)
 
 
 class NearestInteger(Regularizer):
@@ -342,7 +342,7 @@ def test_own_regularizer_counts_by_tensors() -> None:
     assert layer.gains[:3].unique().numel() == 1
     assert result.total == pytest.approx(float(layer.gains[0] + layer.gains[3]), rel=1e-12)
     assert layer.residual == pytest.approx(result.total, rel=1e-12)
-    with pytest.raises(RuntimeError, match="does not maximise"):
+    with pytest.raises(RuntimeError, match="does not maximize"):
         pmp_residual(network, lambda: squared_error(network), regularizer=Wrong())
 
 

@@ -1,8 +1,10 @@
 """An option that is wrong ends the command with a sentence; a fault of the user's program shows where it is."""
 
 import sys
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 pytest.importorskip("jsonargparse")
 
@@ -62,6 +64,10 @@ def test_the_traceback_can_be_asked_for(monkeypatch) -> None:
         main([*OURS, "--trainer.strategy.eta=-1"])
 
 
+@pytest.mark.skipif(
+    Version(version("jsonargparse")) < Version("4.51"),
+    reason="before 4.51 jsonargparse keeps the text of an error in the user's class, but not the error",
+)
 def test_a_fault_of_the_users_program_keeps_its_traceback(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "faulty_network.py").write_text(

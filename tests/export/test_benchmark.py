@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.newer_torch import needs_newer_torch
+
 for package in ("jsonargparse", "safetensors", "sklearn"):
     pytest.importorskip(package)
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "export.py"
 
 
+@needs_newer_torch
 def test_trains_once_and_prints_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("benchmarks_export", FILE)
     assert spec is not None

@@ -18,6 +18,7 @@ from lightning_bsqh.export.command import main
 from lightning_bsqh.export.measuring import aligned
 from lightning_bsqh.export.run_folder import example_inputs, load_run, metrics_of_test
 from lightning_bsqh.zoo import ImageClassifier, SmallLeNet
+from tests.export.newer_torch import needs_newer_torch
 from tests.export.shrinking.made_networks import zero_out
 
 CONFIG: dict[str, Any] = {
@@ -72,6 +73,7 @@ def test_a_checkpoint_may_be_a_sparse_file(run_folder: Path, capsys) -> None:
         load_run(run_folder)
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_writes_for_other_runtimes(run_folder: Path, tmp_path: Path, capsys, kind: str) -> None:
     pytest.importorskip("onnxruntime")

@@ -17,6 +17,7 @@ pytest.importorskip("onnxruntime")
 from lightning_bsqh.export import save_sparse
 from lightning_bsqh.export.command import add_arguments
 from lightning_bsqh.zoo import LeNet5
+from tests.export.newer_torch import needs_newer_torch
 
 PATH = Path(__file__).parents[2] / "docs" / "export.md"
 PAGE = PATH.read_text(encoding="utf-8")
@@ -30,7 +31,11 @@ def run(snippet: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def _marks(snippet: str) -> list[pytest.MarkDecorator]:
+    return [needs_newer_torch] if "to_onnx" in snippet or "to_pt2" in snippet else []
+
+
+@pytest.mark.parametrize("number", [pytest.param(i, marks=_marks(text)) for i, text in enumerate(SNIPPETS)])
 def test_snippets_run(number: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

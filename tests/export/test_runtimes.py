@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import sys
 import zipfile
 from pathlib import Path
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-    pytest.skip(f"torch {torch.__version__} exports no dynamic shapes to ONNX", allow_module_level=True)
-
 from lightning_bsqh.export import runtimes, shrink, to_onnx, to_pt2
 from lightning_bsqh.zoo import SmallLeNet
+from tests.export.newer_torch import needs_newer_torch
 from tests.export.shrinking.made_networks import zero_out
+
+pytestmark = needs_newer_torch
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_bsqh import Backtracking, Curvature
-from lightning_bsqh.method.augmentation import CosineRaise, Trial
+from lightning_bsqh.method.augmentation import CosineRaise, RuleDefaults
+from lightning_bsqh.method.trial import Trial
 
 
 def trial(
@@ -18,6 +19,7 @@ def trial(
     tightened: bool = False,
     tau: float = 0.1,
     resolution: float = 0.0,
+    relative: float = math.nan,
 ) -> Trial:
     """A trial on a quadratic model with the given curvature along the step."""
     slope = 0.3
@@ -30,6 +32,7 @@ def trial(
         tightened=tightened,
         resolution=resolution,
         length=tau,
+        relative=relative,
     )
 
 
@@ -109,9 +112,9 @@ def test_a_start_too_large_for_the_loss_to_show_a_curvature_is_halved_too() -> N
 
 
 def test_a_start_below_the_floor_is_raised_to_it() -> None:
-    for start, floor, expected in ((0.01, None, 5.0), (7.0, None, 7.0), (0.01, 3.0, 3.0), (0.01, 0.0, 0.01)):
+    for start, floor, expected in ((None, 5.0, 9.0), (None, 10.0, 10.0), (0.01, 3.0, 3.0), (0.01, 0.0, 0.01)):
         rule = Curvature(epsilon=start, floor=floor)
-        rule.prepare(default_epsilon=9.0, default_floor=5.0)
+        rule.prepare(RuleDefaults(epsilon=9.0))
         assert rule.epsilon == expected
 
 
@@ -155,21 +158,56 @@ def test_negative_curvature_on_one_batch_does_no_harm() -> None:
 
 def test_the_target_stays_above_the_floor() -> None:
     rule = Curvature(floor=3.0)
-    rule.prepare(default_epsilon=9.0, default_floor=5.0)
+    rule.prepare(RuleDefaults(epsilon=9.0))
     for _ in range(1000):
         rule.observe(trial(curvature=1e-3))
     assert rule.epsilon == pytest.approx(3.0)
-    left_to_the_metric = Curvature()
-    left_to_the_metric.prepare(default_epsilon=9.0, default_floor=5.0)
-    assert left_to_the_metric.epsilon == 9.0
-    for _ in range(1000):
-        left_to_the_metric.observe(trial(curvature=1e-3))
-    assert left_to_the_metric.epsilon == pytest.approx(5.0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    curvature=st.floats(1e-6, 1e6),
+    relative=st.floats(1e-3, 1e3),
+    longest=st.floats(0.01, 10.0),
+    share=st.floats(0.0, 1.0),
+    start=st.floats(1e-2, 1e5),
+)
+def test_steps_come_to_lie_between_the_shares_of_the_weights(
+    curvature: float, relative: float, longest: float, share: float, start: float
+) -> None:
+    rule = Curvature(epsilon=start, longest=longest, shortest=share * longest)
+    for _ in range(1500):
+        rule.observe(trial(curvature, relative=relative))
+    step, free = relative / (2 * rule.epsilon), relative / (rule.safety * curvature)
+    assert step == pytest.approx(min(max(free, share * longest), longest), rel=1e-6)
+
+
+def test_shares_are_left_to_the_metric() -> None:
+    rule, own, none = Curvature(), Curvature(longest=0.05), Curvature(longest=math.inf, shortest=0.0)
+    for each in (rule, own, none):
+        each.prepare(RuleDefaults(epsilon=9.0, longest=0.3, shortest=0.1))
+    assert (rule.longest, rule.shortest, own.longest, own.shortest) == (0.3, 0.1, 0.05, 0.05)
+    assert rule.looks_at_weights
+    assert not none.looks_at_weights
+    with pytest.raises(ValueError, match=r"shortest must lie in \[0, 0.05\], got 0.1"):
+        Curvature(longest=0.05, shortest=0.1)
+
+
+def test_a_start_too_small_is_raised_for_the_first_step_only() -> None:
+    rule = Curvature(epsilon=0.1, longest=0.5, shortest=0.0)
+    # ‖G/D‖/(2ε) is to be no more than the share.
+    raised = rule.epsilon_for(0.1, 1.0, relative=4.0)
+    assert 4.0 / (2.0 * raised) == pytest.approx(0.5)
+    assert rule.epsilon_for(4.1, 1.0, relative=4.0) == 4.1
+    assert rule.epsilon_for(0.1, 1.0, relative=math.nan) == 0.1
+    rule.observe(trial(relative=4.0))
+    assert rule.epsilon >= raised
+    assert rule.epsilon_for(0.1, 0.1, relative=4.0) == 0.1
 
 
 def test_tightened_trials_are_left_out_unless_rejected() -> None:
-    rule = Curvature(epsilon=1.0)
-    rule.observe(trial(curvature=1e-6, tightened=True))
+    rule = Curvature(epsilon=1.0, longest=0.5)
+    rule.observe(trial(curvature=1e-6, tightened=True, relative=1e-3))
     assert rule.epsilon == 1.0
     rule.observe(trial(curvature=1e-6, tightened=True, accepted=False))
     assert rule.epsilon == pytest.approx(1.1)
@@ -208,10 +246,10 @@ def test_schedule_is_a_cosine_and_ends_finite() -> None:
 
 
 def test_state_goes_on_where_it_was() -> None:
-    first = Curvature(epsilon=1.0)
+    first = Curvature(epsilon=1.0, longest=0.3)
     for curvature in (3.0, 8.0, -2.0):
-        first.observe(trial(curvature))
-    second = Curvature(epsilon=5.0)
+        first.observe(trial(curvature, relative=curvature + 3.0))
+    second = Curvature(epsilon=5.0, longest=0.3)
     second.load_state_dict(first.state_dict())
     assert first.epsilon_for(1.0, 1e3) == second.epsilon_for(1.0, 1e3) > 1.0
     for rule in (first, second):

@@ -68,7 +68,7 @@ def test_one_that_joins_begins_where_it_comes() -> None:
 
 
 def test_patterns_keep_what_they_claim() -> None:
-    """A regulariser by name is asked only for the tensors that are there."""
+    """A regularizer by name is asked only for the tensors that are there."""
     by_name = ByName({"x": L1(rho=0.5), "y": RULE}, ["x", "y", "x"])
     demand = Demand(NAMES)
     demand.begin(["a"], 0, 20)

@@ -35,7 +35,6 @@ from lightning_bsqh import (
     GroupL0,
     LHalf,
     LTwoThirds,
-    RelativeStep,
 )
 from lightning_bsqh.callbacks import BSQHMonitor
 from lightning_bsqh.method import device_training
@@ -70,16 +69,19 @@ REGULARIZERS: dict[str, Any] = {
 }
 #: With steps so short that the last digit of one step does not become the first one of the fiftieth.
 RULES: dict[str, Callable[[], Augmentation]] = {
-    "curvature": lambda: Curvature(epsilon=20.0, floor=20.0),
+    "default": Curvature,
+    "lengths": lambda: Curvature(epsilon=1.0, longest=0.05, shortest=0.02),
+    "curvature": lambda: Curvature(epsilon=20.0, floor=20.0, longest=math.inf, shortest=0.0),
     "from afar": lambda: Curvature(epsilon=300.0, floor=20.0),
     "soon an outlier": lambda: Curvature(epsilon=20.0, floor=20.0, outlier=1.5),
     "backtracking": lambda: Backtracking(epsilon=20.0, sigma=1.5, zeta=0.99),
 }
 #: As long as that holds for them, too.
 SHORT: dict[str, tuple[Callable[[], Augmentation], int]] = {
-    "without limit": (lambda: Curvature(epsilon=20.0, floor=0.0, outlier=None, schedule=False), 20),
+    "without limit": (lambda: Curvature(20.0, longest=math.inf, shortest=0.0, outlier=None, schedule=False), 20),
     "rejected": (lambda: Backtracking(epsilon=0.5, sigma=1.5, zeta=0.9), 15),
-    "rejected by curvature": (lambda: Curvature(epsilon=0.5, floor=0.1), 15),
+    "rejected by curvature": (lambda: Curvature(0.5, floor=0.1, longest=math.inf, shortest=0.0), 15),
+    "rejected in spite of its length": (lambda: Curvature(0.5, longest=2.0, shortest=1.0), 15),
 }
 
 
@@ -346,6 +348,13 @@ class Own(Curvature):
         self.epsilon *= 1.0
 
 
+class Lenient(Curvature):
+    """Decides differently by a method that the rule calls."""
+
+    def _within(self, target: float) -> float:
+        return target
+
+
 class Strange(Regularizer):
     """Says nothing of the device."""
 
@@ -362,8 +371,8 @@ class Strange(Regularizer):
         ({"sweep": "gauss-seidel"}, "sweep='gauss-seidel': use sweep='jacobi', or decide='host'"),
         ({"batch_mode": "full"}, "batch_mode='full': use batch_mode='mini', or"),
         ({"trial_every": "auto"}, "trial_every='auto': use trial_every=1, or"),
-        ({"augmentation": RelativeStep()}, "augmentation=RelativeStep(...), which has no on_device: use Curvature()"),
-        ({"augmentation": Own()}, "augmentation=Own(...)"),
+        ({"augmentation": Own()}, "augmentation=Own(...), which has no on_device: use Curvature()"),
+        ({"augmentation": Lenient()}, "augmentation=Lenient(...)"),
         ({"regularizer": Strange()}, "acts_on_device"),
         ({"regularizer": {"0": Strange()}}, "acts_on_device"),
     ],

@@ -41,7 +41,8 @@ def zeros(net):
 
 def run(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LIGHTNING_BSQH")}
-    variables = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    paths = [str(ROOT), *([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [])]
+    variables = {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         [sys.executable, "-c", script], cwd=cwd, env=variables, text=True, capture_output=True, check=False
     )

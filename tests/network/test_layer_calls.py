@@ -179,7 +179,7 @@ def test_an_output_that_is_no_nest_of_tensors() -> None:
 
     with pytest.raises(TypeError, match=r"'weird' returned Normal.*must return a tensor or a nest"):
         recorded(network, loss, ["weird"])
-    # Nobody asked for it as a layer of its own: it is linearised.
+    # Nobody asked for it as a layer of its own: it is linearized.
     boundaries, layers = recorded(network, loss)
     assert boundaries.calls(layers[1]) == []
 

@@ -1,4 +1,4 @@
-"""Only what multiplies features with features is regularised by default, whatever the network is made of."""
+"""Only what multiplies features with features is regularized by default, whatever the network is made of."""
 
 from __future__ import annotations
 

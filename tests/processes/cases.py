@@ -9,20 +9,38 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.callbacks import BSQHMonitor
-from tests.problems import data
-from tests.processes import sharded, unshardable
-from tests.processes.networks import AtBatch, fail, normalized_network, not_a_number, nothing, rank
+from tests.processes import certified, sharded, unshardable
+from tests.processes.networks import (
+    AtBatch,
+    Manual,
+    ManualAtBatch,
+    ManualFailsInClosure,
+    fail,
+    normalized_network,
+    not_a_number,
+    nothing,
+    rank,
+)
 from tests.processes.pair import Case
-from tests.processes.training import BATCH, Classes, Recorder, batches, fit, fit_error, loader, make_trainer
+from tests.processes.training import (
+    Classes,
+    Recorder,
+    batches,
+    fit,
+    fit_error,
+    loader,
+    make_trainer,
+    unequal_loader,
+)
 from tests.processes.trajectories import OPTIONS, TESTED
 from tests.strategy.small_modules import rejecting
 
@@ -36,14 +54,12 @@ def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
 
 def unequal(folder: Path, devices: int = 2, full: bool = False) -> dict[str, Any]:
     """Of every batch of 12 the first process has 9 samples, the second 3."""
-    shares = [range(BATCH)] if devices == 1 else [range(9), range(9, BATCH)]
-    batches = [[start + i for i in shares[rank()]] for start in range(0, 8 * BATCH, BATCH)]
     recorder = Recorder()
     options: dict[str, Any] = {"batch_mode": "full", "kappa": 0.0, "max_iterations": 8} if full else {}
     trainer = make_trainer(
         BSQHStrategy(**options), folder, devices, callbacks=[recorder], use_distributed_sampler=False
     )
-    trainer.fit(Classes(), DataLoader(TensorDataset(*data(8 * BATCH)), batch_sampler=batches))
+    trainer.fit(Classes(), unequal_loader(devices))
     return recorder.result()
 
 
@@ -96,19 +112,45 @@ def odd_batch(folder: Path, what: Any, **options: Any) -> dict[str, Any]:
     return {**recorder.result(), "global_step": trainer.global_step, "skipped": optimizer.skipped}
 
 
-def none_from_loader(folder: Path) -> dict[str, Any]:
+def scaled_batch(folder: Path) -> dict[str, Any]:
+    """Under a scaler the second process's fourth loss is not finite."""
+    recorder, plugins = Recorder(), OPTIONS["scaled"]["plugins"]()
+    trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_epochs=1, max_steps=-1, plugins=plugins)
+    trainer.fit(AtBatch(not_a_number, 3, 1), loader(2))
+    optimizer: Any = trainer.strategy.optimizers[0]
+    return {**recorder.result(), "scale": plugins[0].scaler.get_scale(), "skipped": optimizer.skipped}
+
+
+def none_from_loader(folder: Path, module: Any = Classes) -> dict[str, Any]:
     """The second process's data loader gives None instead of its fourth batch."""
     recorder = Recorder()
     trainer = make_trainer(BSQHStrategy(), folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
-    trainer.fit(Classes(), batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
+    trainer.fit(module(), batches([None if i == 3 and rank() == 1 else i for i in range(8)]))
     return {**recorder.result(), "global_step": trainer.global_step}
 
 
 def ends(folder: Path, module: Any = None, places: Any = None, **options: Any) -> tuple[str, str, bool]:
     """Kind and text of the error that a training ends with, and whether the weights are those before the step."""
     given = batches(list(range(8) if places is None else places()))
-    steps = -1 if options.get("batch_mode") == "full" else 8
-    return fit_error(folder, Classes() if module is None else module(), given, BSQHStrategy(**options), max_steps=steps)
+    of_trainer = {key: options.pop(key) for key in ("accumulate_grad_batches",) if key in options}
+    of_trainer["max_steps"] = -1 if options.get("batch_mode") == "full" else 8
+    return fit_error(folder, Classes() if module is None else module(), given, BSQHStrategy(**options), **of_trainer)
+
+
+def options_of_ddp(folder: Path) -> dict[str, Any]:
+    """What DistributedDataParallel and its group have been told, in the middle of a training."""
+    found: dict[str, Any] = {}
+
+    class Looks(L.Callback):
+        @override
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            wrapped: Any = trainer.strategy.model
+            found.update(unused=wrapped.find_unused_parameters, static=wrapped.static_graph)
+            found["backend"] = dist.get_backend(wrapped.process_group)
+
+    strategy = BSQHStrategy(find_unused_parameters=True, static_graph=True, process_group_backend="gloo")
+    make_trainer(strategy, folder, 2, callbacks=[Looks()], max_steps=2).fit(Classes(), loader(2))
+    return found
 
 
 def monitors(folder: Path, devices: int = 2) -> tuple[list[str], list[str]]:
@@ -141,11 +183,14 @@ def cases() -> list[tuple[str, Case]]:
     found += [
         ("None", partial(odd_batch, what=nothing)),
         ("NaN", partial(odd_batch, what=not_a_number)),
+        ("NaN, scaled", scaled_batch),
         ("None from the loader", none_from_loader),
+        ("None from the loader, manual", partial(none_from_loader, module=Manual)),
         ("monitors", monitors),
+        ("options of DDP", options_of_ddp),
     ]
     found += [(f"ends: {name}", partial(ends, **options)) for name, options in ENDS.items()]
-    return found + sharded.cases() + unshardable.cases()
+    return found + certified.cases() + sharded.cases() + unshardable.cases()
 
 
 def _broken_loader() -> list[int]:
@@ -167,7 +212,12 @@ ENDS: dict[str, dict[str, Any]] = {
     "trial, gauss-seidel": {"module": _raises(in_trial=True), "sweep": "gauss-seidel"},
     "full batch": {"module": _raises(), "batch_mode": "full"},
     "full batch, trial": {"module": _raises(in_trial=True), "batch_mode": "full"},
+    "accumulated": {"module": _raises(), "accumulate_grad_batches": 3},
     "loader": {"places": _broken_loader},
     "shorter loader": {"places": _shorter_loader},
     "both": {"module": _first_fails_too},
+    "manual": {"module": partial(ManualAtBatch, fail)},
+    "manual, closure": {"module": ManualFailsInClosure},
+    "manual, more steps": {"module": partial(ManualAtBatch, steps=2)},
+    "manual, fewer steps": {"module": partial(ManualAtBatch, steps=0)},
 }

@@ -107,6 +107,64 @@ class Thawing(Classes):
         self.net[0].requires_grad_(self.trainer.global_step >= 8)
 
 
+class Manual(Classes):
+    """Steps by itself, in manual optimization.
+
+    Args:
+        network: What is trained.
+        steps: How often, on every batch.
+    """
+
+    def __init__(self, network: nn.Module | None = None, steps: int = 1) -> None:
+        super().__init__(network)
+        self.automatic_optimization = False
+        self.steps = steps
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(self.steps):
+            self.optimizers().step(lambda: cross_entropy(self.net, *batch))
+
+
+class ManualAtBatch(Manual):
+    """The second process does something at its fourth batch.
+
+    Args:
+        what: What it does there, before the step.
+        steps: How often it steps there.
+    """
+
+    def __init__(self, what: Callable[[Any], Any] | None = None, steps: int = 1) -> None:
+        super().__init__()
+        self.what, self.other_steps = what, steps
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        is_there = batch_idx == 3 and rank() == 1
+        if is_there and self.what is not None:
+            self.what(self)
+        self.steps = self.other_steps if is_there else 1
+        super().training_step(batch, batch_idx)
+
+
+class ManualFailsInClosure(Manual):
+    """Its second process raises where the loss is computed."""
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        fails = batch_idx == 3 and rank() == 1
+        self.optimizers().step(lambda: fail(self) if fails else cross_entropy(self.net, *batch))
+
+
+class InFull(Classes):
+    """Leaves autocast, so that under a scaler nothing but the scaler is different."""
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return super().training_step(batch, batch_idx)
+
+
 class AtBatch(Classes):
     """Something happens at one batch of one process.
 

@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 import lightning_bsqh
+from tests.older_lightning import accept_weights_only
 from tests.processes.training import Classes, loader, make_trainer
 
 #: Steps of an epoch.
@@ -67,9 +68,21 @@ def launchers(folder: Path) -> None:
     torch.save(weights(trainer.lightning_module), folder / f"popen{trainer.global_rank}.pt")
 
 
+def notebook(folder: Path) -> None:
+    """Two cells of a notebook: a training by forked processes, and one that goes on with its weights."""
+    module, found = Classes(), []
+    for _ in range(2):
+        trainer = make_trainer("bsqh", folder, 2, max_steps=4)
+        assert trainer.strategy.launcher.is_interactive_compatible
+        trainer.fit(module, _shuffled())
+        found.append(weights(trainer.lightning_module))
+    torch.save(found, folder / "notebook.pt")
+
+
 def _shuffled() -> Any:
     return loader(1, batch=6)
 
 
 if __name__ == "__main__":
+    accept_weights_only()
     {"elastic": elastic, "launchers": launchers}[sys.argv[1]](Path(sys.argv[2]))

@@ -12,18 +12,33 @@ from typing import Any
 import lightning as L
 import lightning.pytorch.callbacks
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
-from lightning_bsqh import L0, L1, L2, Box, BSQHStrategy, Cardinality, ElasticNet, GroupL0, LHalf, Regularizer
+from lightning_bsqh import (
+    L0,
+    L1,
+    L2,
+    NM,
+    Box,
+    BSQHStrategy,
+    Budget,
+    Cardinality,
+    Discrete,
+    ElasticNet,
+    GroupL0,
+    LHalf,
+    Regularizer,
+)
 from lightning_bsqh.callbacks import BSQHMonitor
 from tests.problems import smooth_network
-from tests.processes.networks import normalized_network, rank
+from tests.processes.networks import InFull, Manual, normalized_network, rank
 from tests.processes.pair import Case
-from tests.processes.training import Classes, Recorder, batches, loader, make_trainer
-from tests.processes.trajectories import BACKTRACKING, CURVATURE
+from tests.processes.training import Classes, Recorder, batches, loader, make_trainer, unequal_loader
+from tests.processes.trajectories import BACKTRACKING, CURVATURE, scaler
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -88,6 +103,16 @@ class Validated(ShardedClasses):
         return loader(1)
 
 
+class ShardedManual(ShardedClasses, Manual):
+    """Steps by itself."""
+
+
+class ShardedInFull(ShardedClasses, InFull):
+    """Leaves autocast."""
+
+
+#: Two micro-batches to a pass.
+_FULL = {"batch_mode": "full", "max_steps": -1, "max_epochs": STEPS, "kappa": 0.0}
 _EARLY: dict[str, Any] = {"ramp": (0.1, 0.6)}
 TRAJECTORIES: dict[str, dict[str, Any]] = {
     "as it comes": {},
@@ -118,10 +143,24 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
     },
     "outputs": {"regularizer": GroupL0(rho=0.1)},
     "box and sum": {"regularizer": Box(-0.6, 0.6, Cardinality(0.7, **_EARLY)) + L2(rho=1e-3)},
+    "discrete": {"regularizer": Discrete([-0.5, 0.0, 0.5], **_EARLY), "augmentation": CURVATURE()},
+    "pattern": {"regularizer": NM(1, 2, **_EARLY), "augmentation": CURVATURE()},
+    "budget": {"regularizer": Budget(0.4, **_EARLY), "augmentation": CURVATURE()},
+    "budget, euclidean": {"regularizer": Budget(0.4, **_EARLY).with_costs([1, 3, 2]), "metric": "euclidean"},
+    "full batch": {**_FULL, "regularizer": L0(rho=1e-4), "augmentation": BACKTRACKING()},
+    "full batch, unequal": {**_FULL, "loader": unequal_loader, "augmentation": CURVATURE()},
+    "accumulated": {"accumulate_grad_batches": 3, "loader": unequal_loader, "augmentation": BACKTRACKING()},
+    "accumulated by a schedule": {
+        "callbacks": lambda: [GradientAccumulationScheduler({0: 1, 2: 3})],
+        "augmentation": CURVATURE(),
+    },
+    "manual": {"module": ShardedManual, "augmentation": BACKTRACKING()},
+    "scaled": {"module": ShardedInFull, "plugins": scaler, "augmentation": CURVATURE()},
     "by names": {"regularizer": {"net.0": L1(rho=1e-3), "net.2": Cardinality(0.6, **_EARLY)}},
 }
 # The rest with `make test-all`.
 _ALWAYS = ("as it comes", "odd rows", "starts at zero", "backtracking", "L0, euclidean", "L1", "L2", "outputs")
+_ALWAYS += ("discrete", "pattern", "budget", "full batch", "accumulated")
 _ALWAYS += ("validated", "untested steps", "cardinality", "cardinality by layer, euclidean")
 #: Those that are tested now.
 TESTED = list(TRAJECTORIES) if os.environ.get("ALL_PROCESS_TESTS") else list(_ALWAYS)
@@ -131,10 +170,15 @@ def trajectory(folder: Path, name: str, devices: int = 2) -> dict[str, Any]:
     """One of :data:`TRAJECTORIES`, sharded if there are several processes."""
     options = dict(TRAJECTORIES[name])
     module = options.pop("module", lambda: ShardedClasses(smooth_network()))()
-    recorder, steps = Recorder(), options.pop("max_steps", STEPS)
+    recorder, given = Recorder(), options.pop("loader", loader)(devices)
+    of_trainer = {k: options.pop(k) for k in ("max_steps", "max_epochs", "accumulate_grad_batches") if k in options}
+    if "plugins" in options:
+        of_trainer["plugins"] = options.pop("plugins")()
+    callbacks = [recorder, *options.pop("callbacks", list)()]
     strategy = BSQHStrategy(**options, shard=None if devices == 1 else "fsdp")
-    trainer = make_trainer(strategy, folder, devices, callbacks=[recorder], max_steps=steps)
-    trainer.fit(module, loader(devices))
+    of_trainer = {"max_steps": STEPS, "callbacks": callbacks, "use_distributed_sampler": False, **of_trainer}
+    trainer = make_trainer(strategy, folder, devices, **of_trainer)
+    trainer.fit(module, given)
     optimizer: Any = trainer.strategy.optimizers[0]
     return {**recorder.result(), "end": (optimizer.sparsity(), optimizer.meets_constraint())}
 
@@ -187,13 +231,14 @@ def not_a_number(loss: Tensor) -> Tensor:
     return loss * float("nan")
 
 
-def odd_batch(folder: Path, change: Callable[[Tensor], Any] | None) -> dict[str, Any]:
+def odd_batch(folder: Path, change: Callable[[Tensor], Any] | None, accumulate: int = 1) -> dict[str, Any]:
     """The second process has no use for its fourth batch, or, without ``change``, does not get one."""
     recorder = Recorder()
     module = ShardedClasses() if change is None else AtFourth(change)
     data = batches([None if i == 3 and rank() == 1 and change is None else i for i in range(8)])
     strategy = BSQHStrategy(shard="fsdp")
-    trainer = make_trainer(strategy, folder, 2, callbacks=[recorder], max_steps=8, use_distributed_sampler=False)
+    steps = {"max_steps": 8 // accumulate, "accumulate_grad_batches": accumulate}
+    trainer = make_trainer(strategy, folder, 2, callbacks=[recorder], use_distributed_sampler=False, **steps)
     trainer.fit(module, data)
     return {**recorder.result(), "global_step": trainer.global_step}
 
@@ -262,6 +307,7 @@ def cases() -> list[tuple[str, Case]]:
         ("sharded, for one, second", partial(checkpoint, name="for one", part="second", **_SMOOTH)),
         ("sharded, from one", partial(checkpoint, name="of one", part="second", **_SMOOTH)),
         ("sharded, None", partial(odd_batch, change=none)),
+        ("sharded, None, accumulated", partial(odd_batch, change=none, accumulate=2)),
         ("sharded, NaN", partial(odd_batch, change=not_a_number)),
         ("sharded, None from the loader", partial(odd_batch, change=None)),
         ("sharded, monitors", monitored),

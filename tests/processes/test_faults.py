@@ -19,7 +19,7 @@ import lightning_bsqh
 from tests.processes import script
 from tests.processes.pair import environment, free_port
 from tests.processes.sharded import AtFourth
-from tests.processes.training import loader, make_trainer
+from tests.processes.training import Classes, loader, make_trainer
 
 SCRIPT = ["-m", "tests.processes.script"]
 #: Else torchrun's workers may find the addresses of those before the restart, where nobody answers.
@@ -47,6 +47,17 @@ def test_lightning_starts_the_processes(tmp_path: Path) -> None:
     found = [torch.load(tmp_path / f"{name}.pt") for name in ("fork", "popen0", "popen1")]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2])
+
+
+@pytest.mark.slow
+def test_a_notebook_forks_them(tmp_path: Path) -> None:
+    # As IPython has it, before anything is imported.
+    start = "import sys; sys.ps1 = 'In [1]: '; from pathlib import Path; from tests.processes.script import notebook"
+    run(["-c", f"{start}; notebook(Path({str(tmp_path)!r}))"])
+    first, second = torch.load(tmp_path / "notebook.pt")
+    start_weights = script.weights(Classes())
+    assert not torch.equal(first, start_weights)
+    assert not torch.equal(second, first)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def test_a_batch_that_one_process_cannot_use_is_left_out_by_all(both: Both, name
     found = both[0][f"sharded, {name}"]
     assert found["global_step"] == 8
     assert [report[9] for report in found["reports"]] == [i == 3 for i in range(8)]
+
+
+def test_a_window_goes_on_without_what_one_process_cannot_use(both: Both) -> None:
+    assert_alike(both, "sharded, None, accumulated")
+    found = both[0]["sharded, None, accumulated"]
+    assert found["global_step"] == 4
+    assert all((after != before).any() for before, after in pairwise(found["points"]))
 
 
 def test_an_error_in_one_data_loader_ends_both(both: Both) -> None:

@@ -26,7 +26,41 @@ def test_a_batch_that_one_process_cannot_use_is_left_out_by_all(both: Both, name
     assert both[0]["None"]["skipped"] == both[1]["None"]["skipped"] == 0
 
 
-@pytest.mark.parametrize("name", ["forward", "trial", "trial, gauss-seidel", "full batch", "full batch, trial"])
+def test_a_scaler_skips_and_lowers_its_scale_alike(both: Both) -> None:
+    assert_alike(both, "NaN, scaled")
+    for results in both:
+        found = results["NaN, scaled"]
+        assert [report[9] for report in found["reports"]] == [i == 3 for i in range(8)]
+        assert (found["scale"], found["skipped"]) == (512.0, 1)
+
+
+def test_manual_optimization_leaves_out_what_one_process_lacks(both: Both) -> None:
+    assert_alike(both, "None from the loader, manual")
+    assert [results["None from the loader, manual"]["global_step"] for results in both] == [8, 8]
+    assert len(both[0]["None from the loader, manual"]["points"]) > 7
+
+
+@pytest.mark.parametrize("name", ["manual, more steps", "manual, fewer steps"])
+def test_manual_optimization_with_different_numbers_of_steps(both: Both, name: str) -> None:
+    for results in both:
+        kind, text, _ = results[f"ends: {name}"]
+        assert kind == "ProcessError"
+        assert "The processes are at different places" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "forward",
+        "trial",
+        "trial, gauss-seidel",
+        "full batch",
+        "full batch, trial",
+        "accumulated",
+        "manual",
+        "manual, closure",
+    ],
+)
 def test_an_error_in_one_process_ends_both(both: Both, name: str) -> None:
     first, second = (results[f"ends: {name}"] for results in both)
     assert first == ("ProcessError", "Process 1 of 2 has ended the training: KeyError: 'only in one process'", True)
@@ -51,6 +85,11 @@ def test_data_loaders_of_different_lengths(both: Both) -> None:
         kind, text, _ = results["ends: shorter loader"]
         assert kind == "MisconfigurationException"
         assert "different numbers of batches, [8, 7]" in text
+
+
+def test_options_reach_ddp(both: Both) -> None:
+    for results in both:
+        assert results["options of DDP"] == {"unused": True, "static": True, "backend": "gloo"}
 
 
 def test_monitors_write_once(both: Both, tmp_path: Path) -> None:

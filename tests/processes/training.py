@@ -74,6 +74,14 @@ def loader(devices: int, batch: int = BATCH, samples: int = 8 * BATCH) -> DataLo
     return DataLoader(found, batch_size=batch // devices, sampler=sampler)
 
 
+def unequal_loader(devices: int) -> DataLoader[Any]:
+    """Of every batch of 12 the first process has 9 samples, the second 3."""
+    shares = [range(BATCH)] if devices == 1 else [range(9), range(9, BATCH)]
+    own = shares[int(os.environ.get("RANK", "0"))]
+    places = [[start + i for i in own] for start in range(0, 8 * BATCH, BATCH)]
+    return DataLoader(TensorDataset(*data(8 * BATCH)), batch_sampler=places)
+
+
 def batches(places: Sequence[int | None]) -> DataLoader[Any]:
     """This process's halves of some batches, by their places; None for a batch that is not there, -1 for an error."""
     x, y = data(8 * BATCH)
@@ -124,10 +132,14 @@ def make_trainer(strategy: BSQHStrategy, folder: Path, devices: int, **options: 
 
 def fit(folder: Path, devices: int, module: L.LightningModule | None = None, **options: Any) -> dict[str, Any]:
     """What a training of 50 steps leaves; every process takes its share of each batch."""
-    of_trainer = ("max_epochs", "max_steps", "accumulate_grad_batches")
+    of_trainer = ("max_epochs", "max_steps", "accumulate_grad_batches", "plugins")
     fit_options = {k: options.pop(k) for k in of_trainer if k in options}
+    if "plugins" in fit_options:
+        # They have a state, so every training has its own.
+        fit_options["plugins"] = fit_options["plugins"]()
     samples = options.pop("samples", 8 * BATCH)
     recorder = Recorder()
-    trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=[recorder], **fit_options)
+    callbacks = [recorder, *options.pop("callbacks", list)()]
+    trainer = make_trainer(BSQHStrategy(**options), folder, devices, callbacks=callbacks, **fit_options)
     trainer.fit(module or Classes(), loader(devices, samples=samples))
     return recorder.result()

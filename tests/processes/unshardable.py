@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
-from lightning_bsqh import BSQHStrategy, Discrete, GroupL0
+from lightning_bsqh import BSQHStrategy, GroupL0
 from lightning_bsqh.callbacks import PictureMonitor, SparseCheckpoint
 from lightning_bsqh.optimizer import BSQHOptimizer
 from tests.problems import smooth_network
@@ -28,7 +28,6 @@ def ends(
     folder: Path,
     module: Callable[[], L.LightningModule] = ShardedClasses,
     broken_loader: bool = False,
-    accumulate: int = 1,
     sync_batchnorm: bool = False,
     writes: bool = False,
     callback: Callable[[], L.Callback] | None = None,
@@ -38,7 +37,7 @@ def ends(
     data = batches([-1 if i == 3 and rank() == 1 and broken_loader else i for i in range(8)])
     given = {"shard": "fsdp", **options}
     callbacks = [] if callback is None else [callback()]
-    trainer: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": accumulate, "callbacks": callbacks}
+    trainer: dict[str, Any] = {"max_steps": 8, "callbacks": callbacks}
     trainer |= {"sync_batchnorm": sync_batchnorm, "enable_checkpointing": writes}
     return fit_error(folder, module(), data, BSQHStrategy(**given), **trainer)
 
@@ -108,11 +107,8 @@ sparse_files = partial(SparseCheckpoint, sparse_file=True)
 #: What is refused before training, and what the message names.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gauss-seidel": ({"sweep": "gauss-seidel"}, "use sweep='jacobi'"),
-    "full batch": ({"batch_mode": "full"}, "use batch_mode='mini'"),
-    "accumulation": ({"accumulate": 2}, "accumulate_grad_batches: take larger batches"),
     "SyncBatchNorm": ({"sync_batchnorm": True}, "convert_sync_batchnorm in configure_model"),
     "not affine": ({"module": unfamiliar}, r"\(net.0\): put torch.nn's own layers in their place"),
-    "Discrete": ({"regularizer": Discrete([0.0, 1.0])}, "Discrete.*cannot be used with shard='fsdp'"),
     "inputs": ({"regularizer": GroupL0(groups="input")}, "GroupL0.*cannot be used with shard='fsdp'"),
     "partly sharded": ({"module": PartlySharded}, "net.2.weight is not sharded"),
     "not sharded": ({"module": Unshardable}, "net.0.weight is not sharded"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-# ---------------------------------------------------------------- maximisers, §3
+# ---------------------------------------------------------------- maximizers, §3
 def l0(z, d, epsilon, rho):
     return [np.where(epsilon * di * zi**2 > rho, zi, 0.0) for zi, di in zip(z, d, strict=True)]
 
@@ -134,7 +134,7 @@ def nearest(z, levels):
 
 @dataclass
 class Penalty:
-    """ρR with its maximiser; `kind` is l0, l1, l2, elastic (rho is a pair), half, two_thirds."""
+    """ρR with its maximizer; `kind` is l0, l1, l2, elastic (rho is a pair), half, two_thirds."""
 
     kind: str
     rho: float
@@ -338,7 +338,7 @@ class RampWithL2(Ramp):
 
 @dataclass
 class ByName:
-    """Several regularisers; `parts` are pairs (regulariser, positions of its tensors among those handed over)."""
+    """Several regularizers; `parts` are pairs (regularizer, positions of its tensors among those handed over)."""
 
     parts: list
 
@@ -372,7 +372,7 @@ class BacktrackingTwin:
     def for_length(self, epsilon, length, relative):
         return epsilon
 
-    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
+    def observe(self, accepted, change, slope, tau, tightened, length, relative, progress):
         self.epsilon *= self.zeta if accepted else self.sigma
 
 
@@ -386,26 +386,51 @@ class CurvatureTwin:
     settled: bool = False
     outlier: float = 10.0
     length: float | None = None
+    # A plain step's length as a share of that of the weights.
+    longest: float = math.inf
+    shortest: float = 0.0
+    relative: float | None = None
+    steps: int = 0
+    warm: float = 0.0
+    rejections: int = 0
 
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
 
     def for_length(self, epsilon, length, relative):
+        if self.relative is None and relative / (2 * epsilon) > self.longest:
+            return max(for_length(self, epsilon, length), relative / (2 * self.longest))
         return for_length(self, epsilon, length)
 
-    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
+    def within(self, target):
+        if self.relative is not None and self.longest < math.inf:
+            shortest = self.shortest * min(1, 0.25 + 0.75 * self.warm) * 0.8**self.rejections
+            of_shortest = self.relative / (2 * shortest) if shortest > 0 else math.inf
+            target = np.clip(target, self.relative / (2 * self.longest), of_shortest)
+        return max(target, self.floor)
+
+    def observe(self, accepted, change, slope, tau, tightened, length, relative, progress):
         if accepted:
             usual = length if self.length is None else self.length
             self.length = 0.9 * usual + 0.1 * min(length, self.outlier * usual)
+            if self.relative is None and self.longest < math.inf:
+                self.epsilon, self.relative = max(self.epsilon, relative / (2 * self.longest)), relative
+            elif self.longest < math.inf:
+                self.relative = 0.9 * self.relative + 0.1 * relative
+            self.steps += 1
+            self.warm = self.steps / 200 if progress is None else progress / 0.2
+            if tightened and self.settled:
+                self.epsilon *= math.exp(np.clip(0.05 * math.log(self.within(self.epsilon) / self.epsilon), -0.05, 0.1))
         second_order = change + slope
         known = math.isfinite(second_order) and tau > 0 and second_order != 0
         if not accepted:
             target = self.safety * second_order / tau if known else math.inf
             self.epsilon = np.clip(target, 1.1 * self.epsilon, 2 * self.epsilon)
+            self.rejections += 1
         elif known and not tightened:
             self.numerator = 0.9 * self.numerator + 0.1 * second_order
             self.denominator = 0.9 * self.denominator + 0.1 * tau
-            target = max(self.safety * self.numerator / self.denominator, self.floor)
+            target = self.within(self.safety * self.numerator / self.denominator)
             distance = math.log(target / self.epsilon) if target > 0 else -math.inf
             self.settled = self.settled or distance >= -1
             if self.settled or target <= 0:
@@ -420,45 +445,6 @@ def for_length(rule, epsilon, length):
     if rule.length is None:
         return epsilon
     return max(epsilon, epsilon * math.sqrt(length / (rule.outlier * rule.length)))
-
-
-@dataclass
-class RelativeTwin:
-    """A plain step is an eighth of the weights long."""
-
-    epsilon: float
-    starts_open: bool = True
-    settled: bool = False
-    outlier: float = 10.0
-    length: float | None = None
-    first: float | None = None
-    relative: float | None = None
-
-    def for_length(self, epsilon, length, relative):
-        wanted = relative / 0.25
-        if self.relative is None and self.starts_open:
-            return max(for_length(self, epsilon, length), 10 * wanted)
-        return max(for_length(self, epsilon, length), wanted if wanted > 2 * epsilon else 0.0)
-
-    def observe(self, accepted, change, slope, tau, tightened, length, relative, epsilon=0.0):
-        if self.relative is None:
-            self.epsilon = max(self.epsilon, epsilon)
-        if not accepted:
-            second_order = change + slope
-            known = math.isfinite(second_order) and tau > 0 and second_order != 0
-            target = 0.55 * second_order / tau if known else math.inf
-            self.epsilon = np.clip(target, 1.1 * self.epsilon, 2 * self.epsilon)
-            return
-        usual = length if self.length is None else self.length
-        self.length = 0.9 * usual + 0.1 * min(length, 10 * usual)
-        self.first = relative if self.first is None else self.first
-        self.relative = relative if self.relative is None else 0.9 * self.relative + 0.1 * relative
-        target = max(self.relative, self.first / 4) / 0.25
-        if not self.settled:
-            self.settled = target >= self.epsilon / 2
-            self.epsilon = max(target, self.epsilon / 2)
-        else:
-            self.epsilon *= math.exp(np.clip(0.05 * math.log(target / self.epsilon), -0.05, 0.1))
 
 
 # ---------------------------------------------------------------- the iteration, §2
@@ -515,7 +501,7 @@ class Twin:
         loss, gradient = loss_and_gradient(self.u)  # ∇L_B = −G
         if self.before is not None and loss > self.mean_loss + abs(self.mean_loss) + 10 * self.spread:
             self.u, self.before, self.interval, self.untested = self.before, None, 1, 0
-            self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan, math.nan)
+            self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan, math.nan, None)
             epsilon = self.rule.epsilon * self._raise()
             self.step_count += 1
             return {
@@ -591,8 +577,9 @@ class Twin:
                     w[i] = a
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
+            progress = None if self.total is None else self.step_count / self.total
             for _ in range(self.untested + 1 if accepted and trials == 1 else 1):
-                self.rule.observe(accepted, change, slope, tau, tightened, length, relative, epsilon)
+                self.rule.observe(accepted, change, slope, tau, tightened, length, relative, progress)
         self._average(first_loss)
         calm = accepted and trials == 1 and not tightened and self.step_count >= 50
         calm = calm and abs(math.log(self.rule.epsilon / rule_epsilon)) <= 0.04 * (self.untested + 1)

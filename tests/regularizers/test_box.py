@@ -1,4 +1,4 @@
-"""The box constraint, alone and with each regulariser, against brute force (method §3)."""
+"""The box constraint, alone and with each regularizer, against brute force (method §3)."""
 
 from __future__ import annotations
 

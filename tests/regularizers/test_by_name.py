@@ -1,4 +1,4 @@
-"""Several regularisers at once: each acts on the tensors that its pattern claims, and on no others."""
+"""Several regularizers at once: each acts on the tensors that its pattern claims, and on no others."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_couples_only_what_is_not_alone() -> None:
 
 
 def test_certificate_takes_every_layer_by_its_own_regularizer() -> None:
-    """Where nothing is coupled, a layer's numbers are those of its own regulariser alone."""
+    """Where nothing is coupled, a layer's numbers are those of its own regularizer alone."""
     network = smooth_network()
     x, y = data()
     regularizer = {"0": L0(2e-2), "2": GroupL0(5e-2), "4.bias": L2(0.1)}

@@ -1,4 +1,4 @@
-"""The check that users run on their own regularisers: it passes all of ours and finds what is wrong."""
+"""The check that users run on their own regularizers: it passes all of ours and finds what is wrong."""
 
 from __future__ import annotations
 

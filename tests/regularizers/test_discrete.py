@@ -1,4 +1,4 @@
-"""The constraint of finitely many levels: the maximiser is the best of them all (method §3)."""
+"""The constraint of finitely many levels: the maximizer is the best of them all (method §3)."""
 
 from __future__ import annotations
 

@@ -71,6 +71,6 @@ def test_refusals() -> None:
         GroupL0(weight=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rho"):
         GroupL0(rho=-1.0)
-    with pytest.raises(ValueError, match=r"more than 1 dimensions, but a regularised one has the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"more than 1 dimensions, but a regularized one has the shape \(3,\)"):
         GroupL0(groups="input").penalty([torch.zeros(3)])
     assert GroupL0(rho=2.0).penalty([torch.tensor([1.0, 0.0, 3.0])]) == 4.0

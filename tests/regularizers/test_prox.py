@@ -1,4 +1,4 @@
-"""Every maximiser against brute force over a grid (method §3)."""
+"""Every maximizer against brute force over a grid (method §3)."""
 
 from __future__ import annotations
 

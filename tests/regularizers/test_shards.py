@@ -1,4 +1,4 @@
-"""Regularisers on pieces of tensors do what they do on the whole ones."""
+"""Regularizers on pieces of tensors do what they do on the whole ones."""
 
 from __future__ import annotations
 
@@ -127,6 +127,14 @@ WITH_PARTS = [
     Cardinality(0.6, ramp=(0.0, 0.0), groups="output", scope="layer"),
     Box(-0.5, 0.7, Cardinality(0.8, ramp=(0.0, 0.0))),
     Cardinality(0.8, ramp=(0.0, 0.0)) + L2(0.1),
+    *(Discrete([-1.0, 0.0, 0.5], ramp=(0.0, 1.0)).at(step, 9) for step in (0, 3, 8)),
+    Box(-0.7, 0.6, Discrete([-1.0, 0.0, 0.5], ramp=(0.0, 1.0)).at(3, 9)),
+    Discrete([0.0, 1.0], ramp=(0.0, 0.0)) + L2(0.1),
+    *(NM(2, 4, ramp=(0.0, 1.0)).at(step, 9) for step in (0, 3, 8)),
+    Box(-0.5, 0.7, NM(1, 3, ramp=(0.0, 0.0))),
+    *(Budget(b, ramp=(0.0, 0.0), minimum=m).with_costs([5, 2, 1, 7, 3]) for b, m in ((0.3, 1), (0.02, 0), (1e-6, 3))),
+    Budget(0.5, ramp=(0.0, 1.0)).with_costs([4, 2, 1, 1, 2]).at(3, 9),
+    Budget(0.4, ramp=(0.0, 0.0)).with_costs([1, 1, 1, 1, 1]) + L2(0.1),
 ]
 
 
@@ -166,11 +174,7 @@ def test_a_point_that_is_not_admissible_as_a_whole() -> None:
         GroupL0(groups="input"),
         Cardinality(groups="input"),
         Cardinality(groups="output", multiple=4),
-        NM(),
-        Budget(),
-        Discrete([0.0, 1.0]),
-        Box(-1.0, 1.0, Discrete([0.0, 1.0])),
-        Discrete([0.0, 1.0]) + L2(0.1),
+        GroupL0(groups="input") + L2(0.1),
     ],
     ids=repr,
 )

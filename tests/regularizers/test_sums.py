@@ -1,4 +1,4 @@
-"""R + ρ‖u‖²: the maximiser against brute force, alone and in a box, and what a sum passes on (method §3, Sums)."""
+"""R + ρ‖u‖²: the maximizer against brute force, alone and in a box, and what a sum passes on (method §3, Sums)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_adds_up_to_what() -> None:
     twice = L0(0.1) + L2(0.5) + L2(0.25)
     assert isinstance(twice, WithL2)
     assert repr(twice) == "L0(rho=0.1) + L2(rho=0.75)"
-    with pytest.raises(TypeError, match=r"L0.* \+ L1.* has no maximiser in closed form: only L2 can be added"):
+    with pytest.raises(TypeError, match=r"L0.* \+ L1.* has no maximizer in closed form: only L2 can be added"):
         L0() + L1()
     with pytest.raises(TypeError, match=r"Only a regularizer can be added to L0.*got 1"):
         L0() + 1

@@ -276,7 +276,7 @@ def test_charts_are_what_plotly_knows(tmp_path) -> None:
 
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
     for chart in [*charts(read_runs(folders[:1])), *charts(read_runs(folders))]:
-        # Raises for an unknown property or value. The page's script gives lines of the text's colour theirs.
+        # Raises for an unknown property or value. The page's script gives lines of the text's color theirs.
         known = json.loads(json.dumps([chart.data, chart.layout]).replace('"color": "text"', '"color": "black"'))
         graph_objects.Figure(data=known[0], layout=known[1])
 
@@ -382,15 +382,15 @@ def test_the_bundle_of_plotly_is_the_one_that_is_told() -> None:
     assert b"MIT" in script[:300]
 
 
-def test_colours_of_the_page_are_defined_for_light_and_dark() -> None:
+def test_colors_of_the_page_are_defined_for_light_and_dark() -> None:
     import lightning_bsqh.report as package
 
     style = (Path(package.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     used = set(re.findall(r"var\((--\w+)\)", style)) - {"--share"}
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
-    for colour in used:
-        assert f"{colour}:" in light
-        assert f"{colour}:" in dark
+    for color in used:
+        assert f"{color}:" in light
+        assert f"{color}:" in dark
 
 
 def test_without_jinja2(tmp_path, monkeypatch) -> None:

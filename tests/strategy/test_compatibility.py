@@ -188,7 +188,7 @@ def test_an_optimizer_of_ours_is_used(make_trainer: Any, make_loader: Any, as_li
 
 
 def test_an_optimizer_of_ours_keeps_its_regularizer(make_trainer: Any, make_loader: Any) -> None:
-    """It learns the length from the Trainer, but its regulariser is the user's choice."""
+    """It learns the length from the Trainer, but its regularizer is the user's choice."""
     regularizer = L0(rho=1e-3)
     trainer = make_trainer(BSQHStrategy())
     fit(trainer, Configured(lambda module: BSQHOptimizer(module, regularizer=regularizer)), make_loader())

@@ -77,6 +77,15 @@ def test_hands_the_options_to_ddp() -> None:
     DDPStrategy(**options.for_ddp_strategy())
 
 
+def test_the_trainer_finds_the_options(make_trainer: Any) -> None:
+    strategy = BSQHStrategy(timeout=timedelta(seconds=5), process_group_backend="gloo", start_method="spawn")
+    found: Any = make_trainer(strategy, devices=2).strategy
+    assert found.process_group_backend == "gloo"
+    assert found._timeout == timedelta(seconds=5)
+    assert type(found.launcher).__name__ == "_MultiProcessingLauncher"
+    assert found.launcher._start_method == "spawn"
+
+
 def test_processes_are_started_as_a_notebook_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ProcessOptions().for_ddp_strategy()["start_method"] == "popen"
     monkeypatch.setattr("sys.ps1", ">>> ", raising=False)

@@ -62,7 +62,7 @@ def test_one_curve_for_all_layers(make_trainer: Any, make_loader: Any, tmp_path:
     trainer.fit(Scheduled() if scheduled else SmallModule(), make_loader())
     assert len(monitor.lrs) == 1
     assert monitor.last_weight_decay_values == {f"{next(iter(monitor.lrs))}-weight_decay": 0.0}
-    # Afterwards the optimizer is as it was.
+    # Afterward the optimizer is as it was.
     assert not hasattr(trainer.optimizers[0], "optimizer")
 
 

@@ -119,9 +119,9 @@ class Scales(SmallModule):
 
 
 def test_nothing_to_regularise_is_said(make_trainer: Any, make_loader: Any) -> None:
-    with pytest.warns(UserWarning, match=r"Nothing will be regularised.*net\.0\.weight.*regularize=\[\.\.\.\]"):
+    with pytest.warns(UserWarning, match=r"Nothing will be regularized.*net\.0\.weight.*regularize=\[\.\.\.\]"):
         make_trainer(BSQHStrategy()).fit(Scales(), make_loader())
-    with pytest.warns(UserWarning, match="Nothing will be regularised"):
+    with pytest.warns(UserWarning, match="Nothing will be regularized"):
         BSQHOptimizer(Scales().net)
 
 

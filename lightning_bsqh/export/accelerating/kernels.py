@@ -77,7 +77,7 @@ class TwoOfFour(nn.Module):
     """A linear layer on the sparse tensor cores of a CUDA device, by torch's semi-structured tensors.
 
     Args:
-        layer: The layer; of every four neighbouring weights of a row at most two are not zero. They are copied.
+        layer: The layer; of every four neighboring weights of a row at most two are not zero. They are copied.
     """
 
     weight: Tensor
@@ -141,7 +141,7 @@ def candidates(layer: nn.Module) -> dict[str, Kernel]:
 
 
 def is_two_of_four(weight: Tensor) -> bool:
-    """Whether at most two of every four neighbours along the columns are not zero, as ``NM(2, 4)`` leaves them."""
+    """Whether at most two of every four neighbors along the columns are not zero, as ``NM(2, 4)`` leaves them."""
     if weight.shape[1] % 4:
         return False
     return bool(((weight != 0).view(len(weight), -1, 4).sum(2) <= 2).all())

@@ -1,15 +1,15 @@
-// Draws the charts whose data the page carries, in the colours of the page, and again when they change.
+// Draws the charts whose data the page carries, in the colors of the page, and again when they change.
 "use strict";
 const packed = document.getElementById("plotly");
 const charts = JSON.parse(document.getElementById("charts").textContent);
 
-function colour(name) {
+function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
 function draw() {
   const narrow = window.innerWidth <= 600;
-  const text = colour("--text"), rule = colour("--rule"), card = colour("--card"), faint = colour("--faint");
+  const text = color("--text"), rule = color("--rule"), card = color("--card"), faint = color("--faint");
   charts.forEach((chart, index) => {
     const data = chart.data.map((trace) =>
       trace.line && trace.line.color === "text"

@@ -20,7 +20,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class TensorImages(Dataset[Batch]):
-    """Labelled images in memory, each transformed when it is drawn.
+    """Labeled images in memory, each transformed when it is drawn.
 
     A DataLoader asks for all images of a batch at once (``__getitems__``), so a batch costs one
     indexing operation instead of N.

@@ -25,7 +25,7 @@ _MAX_SHIFT = 3
 
 
 class CIFAR10DataModule(InMemoryDataModule):
-    """CIFAR-10, or another data set of 10 classes of 32x32 colour images, normalised per channel.
+    """CIFAR-10, or another data set of 10 classes of 32x32 color images, normalized per channel.
 
     Args:
         root: Folder with ``train/`` and ``test/``, each with one folder of images (JPEG or PNG) per
@@ -95,7 +95,7 @@ class CIFAR10DataModule(InMemoryDataModule):
 class FlipAndShift:
     """Flips each image with probability 1/2 and shifts it by up to 3 pixels along both axes.
 
-    Pixels that come in from outside are 0 after normalisation. Draws from torch's default generator.
+    Pixels that come in from outside are 0 after normalization. Draws from torch's default generator.
 
     Args:
         normalise: Applied first.

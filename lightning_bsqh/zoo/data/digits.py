@@ -11,7 +11,7 @@ _TEST_IMAGES = 360
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """1,797 digits of 8x8 pixels, grey values in [0, 1]; 360 of them, always the same, are the test set.
+    """1,797 digits of 8x8 pixels, gray values in [0, 1]; 360 of them, always the same, are the test set.
 
     Args:
         batch_size: Images per batch.

@@ -23,7 +23,7 @@ _ADVICE = " Replace it, or delete all four files to have them downloaded again."
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """MNIST, or another data set in its format: 28x28 pixels, 10 classes, normalised to mean 0 and variance 1.
+    """MNIST, or another data set in its format: 28x28 pixels, 10 classes, normalized to mean 0 and variance 1.
 
     Args:
         root: Folder with the four IDX files, plain or ``.gz``, directly or in a sub-folder

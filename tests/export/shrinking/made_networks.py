@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 class Residual(nn.Module):
@@ -80,8 +80,22 @@ class View(nn.Module):
         if self.kind == "view":
             return x.view(-1, self.size)
         if self.kind == "reshape":
+            return x.reshape((x.shape[0], self.size))
+        if self.kind == "function":
             return torch.reshape(x, (x.shape[0], self.size))
         return x.flatten(1) if self.kind == "flatten" else x.view(x.size(0), -1)
+
+
+def _reshape_is_traced() -> bool:
+    """Whether torch.fx takes a size that it traces as the first one in torch.reshape; that of torch 2.4 does not."""
+    try:
+        fx.symbolic_trace(View(1, "function"))
+    except TypeError:
+        return False
+    return True
+
+
+VIEWS = ("view", "reshape", "flatten", "-1", *(["function"] if _reshape_is_traced() else []))
 
 
 class Heads(nn.Module):
@@ -200,7 +214,7 @@ def networks(draw: Any) -> nn.Module:
             steps.append(nn.AdaptiveMaxPool2d(6))
     shape = nn.Sequential(*steps).eval()(torch.zeros(1, 2, 6, 6)).shape
     size = shape[1] * shape[2] * shape[3]
-    steps += [View(size, draw(st.sampled_from(["view", "reshape", "flatten", "-1"]))), nn.Linear(size, 5)]
+    steps += [View(size, draw(st.sampled_from(VIEWS))), nn.Linear(size, 5)]
     steps += [nn.BatchNorm1d(5)] if draw(st.booleans()) else []
     steps += [draw(st.sampled_from(ACTIVATIONS))(), nn.Linear(5, 3)]
     network = as_after_training(nn.Sequential(*steps).double(), draw(st.booleans()))
