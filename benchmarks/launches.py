@@ -15,7 +15,8 @@ import argparse
 import logging
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsqh import L0, L1, L2, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
+from lightning_bsqh.method import device_training
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
@@ -62,6 +64,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 BSQH: dict[str, Callable[[], BSQHStrategy]] = {
     "bsqh": lambda: BSQHStrategy(regularizer=Cardinality(0.9)),
+    "device": lambda: BSQHStrategy(regularizer=Cardinality(0.9), decide="device"),
     "l0": lambda: BSQHStrategy(regularizer=L0(1e-5)),
     "l1": lambda: BSQHStrategy(regularizer=L1(1e-5)),
     "l2": lambda: BSQHStrategy(regularizer=L2(1e-5)),
@@ -121,7 +124,14 @@ class Counter(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self.steps[-1].__exit__(None, None, None)
-        report = getattr(trainer.optimizers[0], "last_step", None)
+        optimizer = trainer.optimizers[0]
+        options = getattr(optimizer, "options", None)
+        if options is not None and options.decide == "device":
+            # To ask would be to wait. A step that waits by itself is one whose constraint has been tightened.
+            self.tightened.append(self.steps[-1].waits > 0)
+            self.trials.append(1)
+            return
+        report = getattr(optimizer, "last_step", None)
         self.tightened.append(report is not None and report.tightened)
         self.trials.append(report.trials if report is not None else 0)
 
@@ -136,17 +146,26 @@ class Counter(pl.Callback):
         return statistics.mean(c.waits / max(c.by_name["nll_loss_forward"] - 1, 1) for c in self.steps[2:])
 
 
-def reading(counter: Counter) -> Any:
-    """A ``Reduction.read`` that counts as one wait, as it is one transfer."""
-    read = Reduction.read
+@contextmanager
+def reading(counter: Counter) -> Iterator[None]:
+    """Within, a reading of many numbers counts as one wait, as it is one transfer."""
 
-    def counted(self: Reduction, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        before = counter.steps[-1].waits
-        found = read(self, values)
-        counter.steps[-1].waits = before + 1
-        return found
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*arguments: Any) -> Any:
+            if len(counter.steps) == len(counter.trials):
+                # Between two batches.
+                return read(*arguments)
+            before = counter.steps[-1].waits
+            found = read(*arguments)
+            counter.steps[-1].waits = before + 1
+            return found
 
-    return mock.patch.object(Reduction, "read", counted)
+        return once
+
+    with ExitStack() as stack:
+        for owner in (Reduction, device_training):
+            stack.enter_context(mock.patch.object(owner, "read", counted(owner.read)))
+        yield
 
 
 def count(network: str, method: str) -> Counter:

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_bsqh.method.augmentation import Augmentation
-from lightning_bsqh.method.metric import make_metric
+from lightning_bsqh.method.device_refusals import refusal
+from lightning_bsqh.method.make_training import make_training
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.stall import Stalled
-from lightning_bsqh.method.stepper import Stepper, contested
-from lightning_bsqh.method.training import Training
+from lightning_bsqh.method.stepper import contested
 from lightning_bsqh.method.training_view import TrainingView
-from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
 from lightning_bsqh.network.sharding import Sharding
@@ -54,6 +53,8 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         trial_every: 1 tests every step by a trial sweep. A larger integer, or ``"auto"`` for 8, tests more rarely in
             calm, up to that number of batches apart (method §2): a decrease is then promised for tested batches
             only. ``"auto"`` tests every step in full-batch mode and in gauss-seidel sweeps.
+        decide: ``"host"`` looks at every trial before it goes on. With ``"device"`` û or w is chosen on the device,
+            with one trial per batch, and the host does not wait (method §2) unless it asks, for :attr:`last_step` say.
         regularize: Name patterns of what R acts on, see :func:`~lightning_bsqh.network.layers.find_layers`; not
             together with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations, for schedules and ramps; None if unknown.
@@ -90,6 +91,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         eta: float = 1e-4,
         max_trials: int = 6,
         trial_every: int | str = 1,
+        decide: str = "host",
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
         layers: LayerChoice = "leaf",
@@ -114,10 +116,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         if (nothing := acts_on_nothing(self._layers)) is not None:
             warnings.warn(nothing, stacklevel=2)
         regularization = Regularization(options.regularizer, self._layers, regularize, options.length)
-        metric_weight = make_metric(metric)
-        stepper = Stepper(self._layers, metric_weight, sweep, Reduction())
-        schedule = TrialSchedule(options.longest_interval)
-        self._training = Training(stepper, metric_weight, regularization, options.make_augmentation(), schedule)
+        self._training = make_training(self._layers, regularization, options)
         if sweep == "gauss-seidel":
             regularization.regularizer.check_separable()
         self._module = params if isinstance(params, nn.Module) else None
@@ -184,6 +183,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
 
     def metric_weights(self) -> dict[str, MetricWeight]:
         """The metric D as the last iteration left it, by the parameters' full names."""
+        self._training.settle()
         named = self._names.moving(self.param_groups)
         regularized = {name: i for i, name in enumerate(named) if name in self._names.regularized}
         low = contested(self._training.regularization.in_full(list(regularized)), list(regularized.values()))
@@ -226,7 +226,12 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         Args:
             reduction: Takes them.
             sharding: Knows which rows of the parameters are here; None if all processes have the same.
+
+        Raises:
+            ValueError: If ``decide="device"``.
         """
+        if self.options.decide == "device":
+            raise ValueError(refusal("several processes", "use devices=1 and num_nodes=1"))
         if sharding is not None:
             self._rows = SomeRows(sharding)
         self._training.stepper.share(reduction)
@@ -251,6 +256,8 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        self._training.settle()
+        self._show_rate(self._training.take_epsilon())
         state = self._rows.saved(super().state_dict(), self._all())
         state["bsqh"] = {"format": FORMAT, "metric": self.options.metric, **self._training.state_dict()}
         return state
@@ -318,14 +325,17 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
             found, stalled = self._training.iterate(
                 adjoint, trained, self.eta, self.max_trials, self.record_layers, held
             )
-            if found is not None:
-                for group in self.param_groups:
-                    group["lr"] = 0.5 / found.epsilon
+            self._show_rate(self._training.take_epsilon() if found is None else found.epsilon)
         self._rows.release()
         if stalled is not None and self.options.on_stall == "raise":
             raise Stalled(stalled)
         if stalled is not None:
             warnings.warn(stalled, stacklevel=4)
+
+    def _show_rate(self, epsilon: float | None) -> None:
+        if epsilon is not None:
+            for group in self.param_groups:
+                group["lr"] = 0.5 / epsilon
 
     def _all(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

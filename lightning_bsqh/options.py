@@ -10,6 +10,7 @@ from typing import Any
 from lightning_bsqh._validation import choice, integer, names, number, shown
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.curvature import Curvature
+from lightning_bsqh.method.device_refusals import check_options
 from lightning_bsqh.method.metric import make_metric
 from lightning_bsqh.method.trial_schedule import longest_interval
 from lightning_bsqh.network.layers import LayerChoice, check_layers
@@ -34,6 +35,7 @@ class BSQHOptions:
     eta: float = 1e-4
     max_trials: int = 6
     trial_every: int | str = 1
+    decide: str = "host"
     regularize: Sequence[str] | None = None
     total_steps: int | None = None
     layers: LayerChoice = "leaf"
@@ -60,14 +62,17 @@ class BSQHOptions:
         if self.total_steps is not None:
             integer("total_steps", self.total_steps, low=1)
         choice("sweep", self.sweep, ("jacobi", "gauss-seidel"))
+        choice("decide", self.decide, ("host", "device"))
         choice("on_stall", self.on_stall, ("warn", "raise"))
         check_layers(self.layers)
         if self.regularize is not None:
             names("regularize", self.regularize, '["conv*", "!fc3"]')
         if self.regularizer is not None:
             check_option(self.regularizer, self.regularize)
-        self.make_augmentation()
+        rule = self.make_augmentation()
         self._check_sweep()
+        if self.decide == "device":
+            check_options(self, rule)
 
     def _check_sweep(self) -> None:
         if self.sweep == "gauss-seidel" and self.full_batch is not None:

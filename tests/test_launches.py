@@ -39,3 +39,17 @@ def test_resnet18_stays_near_adam(launches: ModuleType, monkeypatch: pytest.Monk
     assert after.waits == 1
     assert tightening.waits <= 1
     assert counter.waits_per_trial() <= 1
+
+
+def test_a_step_that_the_device_decides_waits_for_nothing(
+    launches: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wait after the ramp, and at most a hundred calls more than where the host decides."""
+    monkeypatch.setattr(selection, "_on_host", lambda scores: False)
+    monkeypatch.setattr(tensor_copies, "_on_host", lambda tensor: False)
+    monkeypatch.setattr(launches, "STEPS", 12)
+    host = launches.count("lenet5", "bsqh").typical(False)
+    device = launches.count("lenet5", "device").typical(False)
+    assert device.waits == 0
+    assert host.waits == 1
+    assert device.calls <= host.calls + 100

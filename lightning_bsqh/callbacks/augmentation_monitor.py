@@ -46,39 +46,52 @@ class AugmentationMonitor(pl.Callback):
         self._counted: StepReport | None = None
         self._tested: StepReport | None = None
         self._is_resumed = False
+        # Those of the optimizer that have been counted.
+        self._trials = (0, 0)
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        bsqh_optimizer(trainer, type(self).__name__)
         if not self._is_resumed:
             self.accepted_trials = self.rejected_trials = 0
         self._is_resumed, self._counted, self._tested = False, None, None
+        self._trials = bsqh_optimizer(trainer, type(self).__name__).arrived_trials
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         optimizer = bsqh_optimizer(trainer, type(self).__name__)
-        report = optimizer.last_step
+        full_batch = optimizer.full_batch is not None
+        every = 1 if full_batch and self.every_n_steps is None else self.every_n_steps
+        due = is_due(every, trainer, optimizer.iterations if full_batch else trainer.global_step)
+        # With decide="device" the host waits only for what is written.
+        report = optimizer.last_step if due else optimizer.arrived_step
         if report is None:
             return
-        full_batch = optimizer.full_batch is not None
         # Of all batches of a full-batch iteration only the last one brings a new report.
         is_new = report is not self._counted
         self._counted = report
         if report.trials or self._tested is None:
             self._tested = report
-        if is_new:
-            self.accepted_trials += report.trials - report.rejected_trials
-            self.rejected_trials += report.rejected_trials
-        every = 1 if full_batch and self.every_n_steps is None else self.every_n_steps
-        due = is_due(every, trainer, optimizer.iterations if full_batch else trainer.global_step)
+        self._count(optimizer)
         if due or full_batch or self.every_n_steps is None:
             values = self._values(report, optimizer)
             # For every batch, as the Trainer forgets at the end of an epoch what the bar shows.
             show(pl_module, values, in_bar="bsqh/epsilon" if self.prog_bar else None)
             if due and is_new:
                 write(trainer, values)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        optimizer = bsqh_optimizer(trainer, type(self).__name__)
+        if optimizer.last_step is not None:
+            self._count(optimizer)
+
+    def _count(self, optimizer: BSQHOptimizer) -> None:
+        accepted, rejected = optimizer.arrived_trials
+        self.accepted_trials += accepted - self._trials[0]
+        self.rejected_trials += rejected - self._trials[1]
+        self._trials = (accepted, rejected)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -106,5 +119,5 @@ class AugmentationMonitor(pl.Callback):
             "bsqh/trials": float(report.trials),
             "bsqh/accepted": float(report.accepted),
             "bsqh/rejected_share": self.rejected_trials / max(self.rejected_trials + self.accepted_trials, 1),
-            "bsqh/skipped": float(optimizer.skipped),
+            "bsqh/skipped": float(optimizer.arrived_skipped),
         }

@@ -50,6 +50,7 @@ class BSQHMonitor(pl.Callback):
 
     @override
     def on_train_end(self, *args: Any) -> None:
+        self.augmentation.on_train_end(*args)
         self.sparsity.on_train_end(*args)
 
     @override

@@ -7,9 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from lightning_bsqh._validation import flag, number
+from lightning_bsqh.method.device_rule import BacktrackingOnDevice, DeviceRule, decides_as
 
 # Under this name, too, as rules of users import it from here.
 from lightning_bsqh.method.trial import Trial as Trial
@@ -125,6 +127,15 @@ class Augmentation(ABC):
     def observe(self, trial: Trial) -> None:
         """Moves :attr:`epsilon` after a trial; after a rejected one it must rise."""
 
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        """The same rule with its memory on a device, for ``decide="device"``; None if there is none.
+
+        Args:
+            device: Where the memory is to lie.
+            dtype: Its precision.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on."""
         return {"epsilon": self.epsilon}
@@ -162,3 +173,7 @@ class Backtracking(Augmentation):
     @override
     def observe(self, trial: Trial) -> None:
         self.epsilon = self.epsilon * (self.zeta if trial.accepted else self.sigma)
+
+    @override
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        return BacktrackingOnDevice(self, device, dtype) if decides_as(self, Backtracking) else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from lightning_bsqh._validation import number
 from lightning_bsqh.method.augmentation import Augmentation, RuleDefaults
+from lightning_bsqh.method.device_rule import CurvatureOnDevice, DeviceRule, decides_as
 from lightning_bsqh.method.trial import Trial
 
 
@@ -141,6 +143,10 @@ class Curvature(Augmentation):
         elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
             # So short a step that its second order drowns in rounding, of which it is no more than once.
             self._follow(self._within(self.safety * trial.resolution / trial.tau), only_bound=True)
+
+    @override
+    def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:
+        return CurvatureOnDevice(self, device, dtype) if decides_as(self, Curvature) else None
 
     def _rise(self, trial: Trial) -> None:
         """After a rejected trial: to what its own curvature asks for, but by 10 % at least and twofold at most."""

@@ -24,6 +24,8 @@ class History:
         #: τ of the last accepted step, for the stopping test.
         self.accepted_tau = math.inf
         self.last: StepReport | None = None
+        #: Numbers of accepted and rejected trials of this training, not of one that it goes on from.
+        self.trials = (0, 0)
         #: Whether a loss has been seen.
         self.has_begun = False
         self._stall = StallWatch()
@@ -50,6 +52,8 @@ class History:
             hamiltonian_gain=found.candidate.gain(found.epsilon),
         )
         self.has_begun = True
+        rejected = self.last.rejected_trials
+        self.trials = (self.trials[0] + found.trials - rejected, self.trials[1] + rejected)
         self.accepted += int(found.accepted)
         self.accepted_tau = tau if found.accepted else self.accepted_tau
         self.iterations += 1

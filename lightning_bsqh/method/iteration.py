@@ -81,7 +81,7 @@ class Iteration:
         #: ρR at the base point, a scalar.
         self.penalty: Tensor | float = self._acting.penalty(base)
         #: Whether the w of the start satisfies the constraint; it does not if that has just been tightened.
-        self.admitted: Tensor | bool = self._acting.admits(base)
+        self.admitted: Tensor | bool = self._admits(base)
 
     @property
     def tightened(self) -> bool:
@@ -100,6 +100,9 @@ class Iteration:
     def take_apart(self) -> None:
         """From now on R sees the tensors apart, as what it made of the one vector leaves some of them too little."""
         self._on_vector, self._acting = None, self._regularizer
+
+    def _admits(self, base: Sequence[Tensor]) -> Tensor | bool:
+        return self._acting.admits(base)
 
     def _joined_regularizer(self) -> Regularizer | None:
         return self._regularizer.on_vector(self.packs[0].sizes[: len(self._regularized)])

@@ -137,7 +137,7 @@ class RMS(Metric):
 
     @override
     def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> Tensor:
-        mean = self._with(pack, gradient, states)
+        mean = self.with_gradient(pack, gradient, states)
         updates = [int(state.get("updates", 0)) for state in states]
         usual = max(updates)
         metric = mean.div_(self._correction(usual + 1)).sqrt_().add_(self.tiny)
@@ -161,7 +161,7 @@ class RMS(Metric):
 
     @override
     def commit(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], reached: Sequence[bool]) -> None:
-        mean = self._mean(pack, states)
+        mean = self.mean_of(pack, states)
         mean.mul_(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
         pieces = None
         for i, state in enumerate(states):
@@ -192,10 +192,11 @@ class RMS(Metric):
     def _correction(self, updates: int) -> float:
         return float(1.0 - self.decay**updates)
 
-    def _with(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]]) -> Tensor:
-        return self._mean(pack, states).mul(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
+    def with_gradient(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]]) -> Tensor:
+        """The running means of G² with this iteration's gradient taken in, a new vector."""
+        return self.mean_of(pack, states).mul(self.decay).addcmul_(gradient, gradient, value=1.0 - self.decay)
 
-    def _mean(self, pack: Pack, states: Sequence[dict[str, Any]]) -> Tensor:
+    def mean_of(self, pack: Pack, states: Sequence[dict[str, Any]]) -> Tensor:
         """The running means of a pack in one vector, of which the states hold views."""
         known = self._means.get(pack)
         if known is None or not _are_views(states, known):

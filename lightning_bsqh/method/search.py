@@ -60,6 +60,11 @@ class SearchOptions:
     stands_for: int = 1
     loss_limit: float = math.inf
 
+    @property
+    def limit(self) -> float:
+        """A gradient with an element above it is not finite."""
+        return min(self.largest_gradient, _LARGEST)
+
 
 @dataclass
 class Found:
@@ -240,7 +245,7 @@ class Search:
     def _start(self, found: Found, epsilon: float, resolution: float) -> None:
         values = self._values
         found.loss = found.base_loss = values["loss"]
-        if not math.isfinite(found.loss) or not values["peak"] <= min(self._options.largest_gradient, _LARGEST):
+        if not math.isfinite(found.loss) or not values["peak"] <= self._options.limit:
             raise NotFinite(found.loss)
         if found.loss > self._options.loss_limit:
             raise WentAstray(found.loss)
@@ -284,7 +289,7 @@ class Search:
         self._test(found, trial_loss)
 
     def _test(self, found: Found, trial_loss: float) -> None:
-        found.change = _change(trial_loss, found.base_loss)
+        found.change = loss_change(trial_loss, found.base_loss)
         found.accepted = not found.candidate.was_thrown_away and accepts(
             found.change, found.candidate, self._options.eta, self._resolution
         )
@@ -306,7 +311,7 @@ def accepts(change: float, candidate: Candidate, eta: float, resolution: float) 
     return change + candidate.penalty_change <= -required
 
 
-def _change(after: float, before: float) -> float:
+def loss_change(after: float, before: float) -> float:
     """L_B(û) − L_B(w), +∞ (a rejection) if L_B(û) is not finite."""
     if not math.isfinite(after):
         return math.inf

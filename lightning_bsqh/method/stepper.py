@@ -210,7 +210,7 @@ class Stepper:
     def _make_iteration(self, trained: Trained, regularizer: Regularizer, looks_at_weights: bool) -> Iteration:
         regularized = trained.regularized_positions
         packs = self._packs_of(trained, regularized)
-        gradients = [_dense(p.grad) for p in trained.parameters.values()]
+        gradients = [dense(p.grad) for p in trained.parameters.values()]
         positions = self._metric.unreached(trained.states)
         unreached = (
             self._look_at_unreached(positions, gradients, regularizer, regularized) if positions else Unreached()
@@ -281,5 +281,6 @@ def contested(regularizer: Regularizer, regularized: Sequence[int]) -> set[int]:
     return {i for place, i in enumerate(regularized) if regularizer.restricted_to([place]).competes}
 
 
-def _dense(gradient: Tensor | None) -> Tensor | None:
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """A gradient without a sparse layout."""
     return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient

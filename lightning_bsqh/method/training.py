@@ -49,10 +49,23 @@ class Training:
         self.last_layers: dict[str, LayerReport] | None = None
 
     @property
+    def iterations(self) -> int:
+        """Number of iterations done, skipped ones included."""
+        return self.history.iterations
+
+    @property
     def progress(self) -> float | None:
         """The share of the training that is done, None if its length is unknown."""
         total = self.regularization.total_steps
-        return None if total is None else min(self.history.iterations / total, 1.0)
+        return None if total is None else min(self.iterations / total, 1.0)
+
+    def settle(self) -> None:
+        """Brings all that is told of the iterations so far to the host, if it is not there."""
+        return
+
+    def take_epsilon(self) -> float | None:
+        """The ε of the last iteration of which the host has heard only since the last call; None if there is none."""
+        return None
 
     def iterate(
         self,
@@ -82,11 +95,8 @@ class Training:
         self.last_layers = None
         if adjoint.loss is None:
             return None, self._skip(math.nan, counted=False)
-        marks, largest = self.regularization.marks(), self.metric.largest_gradient(trained.dtype)
-        tests = self.schedule
-        options = SearchOptions(
-            eta, max_trials, self.progress, largest, tests.is_due, tests.stands_for, tests.loss_limit
-        )
+        marks = self.regularization.marks()
+        options = self._options(trained, eta, max_trials)
         epsilon = self.augmentation.epsilon
         try:
             regularizer = self.regularization.begin(trained.regularized_names, self.history.iterations)
@@ -106,6 +116,10 @@ class Training:
         moved = math.log(self.augmentation.epsilon / epsilon)
         self.schedule.observe(found, self.history.iterations, moved)
         return found, self.history.record(found)
+
+    def _options(self, trained: Trained, eta: float, max_trials: int) -> SearchOptions:
+        largest, tests = self.metric.largest_gradient(trained.dtype), self.schedule
+        return SearchOptions(eta, max_trials, self.progress, largest, tests.is_due, tests.stands_for, tests.loss_limit)
 
     def _leave_out(self, trained: Trained, error: NoStep) -> str | None:
         """A batch that there is no step on; the step before it is taken back if it was not tested."""

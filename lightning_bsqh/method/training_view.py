@@ -18,21 +18,24 @@ class TrainingView:
     @property
     def iterations(self) -> int:
         """Number of iterations done, skipped ones included."""
-        return self._training.history.iterations
+        return self._training.iterations
 
     @property
     def skipped(self) -> int:
         """Number of iterations that changed nothing because loss or gradient were not finite."""
+        self._training.settle()
         return self._training.history.skipped
 
     @property
     def accepted(self) -> int:
         """Number of iterations that took a step."""
+        self._training.settle()
         return self._training.history.accepted
 
     @property
     def augmentation(self) -> Augmentation:
         """The rule for ε."""
+        self._training.settle()
         return self._training.augmentation
 
     @property
@@ -43,7 +46,23 @@ class TrainingView:
     @property
     def last_step(self) -> StepReport | None:
         """What the last iteration did; None before the first."""
+        self._training.settle()
         return self._training.history.last
+
+    @property
+    def arrived_step(self) -> StepReport | None:
+        """What the last iteration did of which the host knows; with ``decide="device"`` this does not wait."""
+        return self._training.history.last
+
+    @property
+    def arrived_skipped(self) -> int:
+        """As :attr:`skipped`, as far as the host knows."""
+        return self._training.history.skipped
+
+    @property
+    def arrived_trials(self) -> tuple[int, int]:
+        """Numbers of accepted and rejected trials since this was made, as far as the host knows."""
+        return self._training.history.trials
 
     @property
     def regularizer(self) -> Regularizer:

@@ -161,6 +161,11 @@ class ModuleState:
         for i, part in enumerate(self._parts):
             part.restore(None if now is None else now._parts[i])
 
+    def restore_unless(self, keep: Tensor) -> None:
+        """Puts the tensors back unless a boolean scalar of the device says otherwise; else it is too late."""
+        for part in self._parts:
+            part.restore_unless(keep)
+
     def __reduce__(self) -> Any:
         # It is about these very objects: a copy of whoever holds it has none.
         return type(None), ()

@@ -177,6 +177,11 @@ class SectionState:
         for target, value in self.values:
             things.put_value(target, value)
 
+    def restore_unless(self, keep: Tensor) -> None:
+        """Puts the tensors back unless a boolean scalar of the device says otherwise."""
+        self.fixed.restore_unless(keep)
+        self.loose.restore_unless(keep)
+
     def changed(self) -> list[Any]:
         """What has changed since and is not remembered here."""
         others = [each for each, before in self._outlines if outline(each) != before]

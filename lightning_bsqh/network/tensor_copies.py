@@ -48,6 +48,21 @@ class TensorCopies:
             if not _on_host(value) or not equal(layout.tensors[i], value):
                 _put(layout.tensors[i], value)
 
+    @torch.no_grad()
+    def restore_unless(self, keep: Tensor) -> None:
+        """Puts them back unless a boolean scalar of the device says otherwise; what has become another tensor stays."""
+        layout = self.layout
+        if layout.is_current():
+            for views, values in zip(layout.packs, self._packed, strict=True):
+                chosen = torch.where(keep, torch.cat(views), values)
+                torch._foreach_copy_(views, list(chosen.split([view.numel() for view in views])))
+            chosen_apart = [(layout.tensors[i], v) for i, v in zip(layout.single, self._single, strict=True)]
+        else:
+            chosen_apart = list(self.items())
+        for tensor, value in chosen_apart:
+            if tensor.layout == torch.strided and (tensor.shape, tensor.dtype) == (value.shape, value.dtype):
+                tensor.data.copy_(torch.where(keep, tensor.data, value))
+
     def is_as(self, other: TensorCopies) -> bool:
         """Whether the same tensors had the same values, to the bit."""
         if self.layout is other.layout:

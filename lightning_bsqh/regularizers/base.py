@@ -120,6 +120,19 @@ class Regularizer(ABC):
         """
         return True
 
+    def on_vector_with_minimum(self, sizes: Sequence[int]) -> Regularizer | None:
+        """As :meth:`on_vector`, but such that nobody has to ask :meth:`leaves_enough`."""
+        never_says_no = type(self).leaves_enough is Regularizer.leaves_enough
+        return self.on_vector(sizes) if never_says_no else None
+
+    @property
+    def acts_on_device(self) -> bool:
+        """Whether :meth:`prox_` takes ε as a tensor without dimensions, too, and the host need not look at a value.
+
+        It has to for ``decide="device"``. On a CPU, where looking costs nothing, it may.
+        """
+        return False
+
     @property
     def competes(self) -> bool:
         """Whether at any time of the training weights of one tensor stand against those of others."""

@@ -117,6 +117,11 @@ class Box(Regularizer):
 
     @property
     @override
+    def acts_on_device(self) -> bool:
+        return self.regularizer is None or self.regularizer.acts_on_device
+
+    @property
+    @override
     def competes(self) -> bool:
         return self.regularizer is not None and self.regularizer.competes
 

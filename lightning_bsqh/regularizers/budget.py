@@ -71,6 +71,11 @@ class Budget(SupportConstraint):
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:
         return self if self._costs is None else self.with_costs([self._costs[i] for i in positions])
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         if not (self._holds and weights):

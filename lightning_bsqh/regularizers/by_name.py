@@ -70,6 +70,11 @@ class ByName(Regularizer):
 
     @property
     @override
+    def acts_on_device(self) -> bool:
+        return all(r.acts_on_device for r in self.regularizers.values())
+
+    @property
+    @override
     def competes(self) -> bool:
         return any(r.competes and self.owners.count(name) > 1 for name, r in self.regularizers.items())
 

@@ -62,6 +62,8 @@ class Cardinality(SupportConstraint):
 
     #: Sizes of the tensors of which the one vector consists that this is for; None where tensors come apart.
     _sizes: tuple[int, ...] | None = None
+    #: Whether each of them keeps its minimum on the vector, too, which takes more operations.
+    _keeps_minimum = False
 
     def __init__(
         self,
@@ -150,6 +152,13 @@ class Cardinality(SupportConstraint):
         return whole
 
     @override
+    def on_vector_with_minimum(self, sizes: Sequence[int]) -> Regularizer | None:
+        whole = self.on_vector(sizes)
+        if isinstance(whole, Cardinality):
+            whole._keeps_minimum = True
+        return whole
+
+    @override
     def on_shards(self, shards: Shards) -> Regularizer:
         # Only here, as it is derived from this class.
         from lightning_bsqh.regularizers.shard_cardinality import on_shards
@@ -159,9 +168,14 @@ class Cardinality(SupportConstraint):
         # Whoever competes within a row is in one piece.
         return self if self.scope == "row" else on_shards(self, shards)
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
-        if self._sizes is None or not self.minimum or self._demanded == 0.0 or not points:
+        if self._sizes is None or self._keeps_minimum or not self.minimum or self._demanded == 0.0 or not points:
             return True
         parts = [part for part in points[0].split(list(self._sizes)) if part.numel()]
         if self.minimum == 1:
@@ -198,7 +212,7 @@ class Cardinality(SupportConstraint):
     def _keep_(self, weights: Sequence[Tensor], scores: Sequence[Tensor], kept: int) -> None:
         """Lets the best units of all these tensors stay."""
         sums = [self._groups.sums(score) for score in scores]
-        if self._sizes is not None:
+        if self._sizes is not None and not self._keeps_minimum:
             # Without the minimum; leaves_enough tells whether that makes a difference.
             keep = keep_largest(sums[0], kept)
         elif self.multiple == 1:

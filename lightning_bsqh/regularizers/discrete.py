@@ -83,6 +83,11 @@ class Discrete(TighteningConstraint):
 
     @property
     @override
+    def acts_on_device(self) -> bool:
+        return True
+
+    @property
+    @override
     def competes(self) -> bool:
         # Along the ramp for places off the levels; after it D does not matter.
         return True

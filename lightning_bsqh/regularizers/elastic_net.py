@@ -36,6 +36,11 @@ class ElasticNet(ConvexInBox):
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         return self
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
         all_weights = joined(weights)

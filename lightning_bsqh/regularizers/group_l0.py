@@ -50,6 +50,11 @@ class GroupL0(ZeroInBox):
         # An output's weights are a row, which is in one piece.
         return self if self.groups == "output" else super().on_shards(shards)
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
         counts = scalars([self._groups.count_nonzero(w) for w in weights])

@@ -35,6 +35,11 @@ class L0(ZeroInBox, SumInBox):
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         return self
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
         return self.rho * added(scalars([torch.count_nonzero(w) for w in joined(weights)]))

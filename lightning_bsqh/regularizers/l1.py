@@ -34,6 +34,11 @@ class L1(ConvexInBox):
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         return self
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
         return self.rho * added(scalars([w.abs().sum() for w in joined(weights)]))

@@ -65,6 +65,11 @@ class L2(ConvexInBox):
     def on_vector(self, sizes: Sequence[int]) -> Regularizer | None:
         return None if self.in_metric else self
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
         if not self.in_metric:

@@ -51,6 +51,11 @@ class NM(SupportConstraint):
     def __repr__(self) -> str:
         return f"NM(n={self.n}, m={self.m}, {self._schedule()})"
 
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return True
+
     @override
     def admits(self, weights: Sequence[Tensor]) -> Tensor | bool:
         groups = [self._groups(w != 0) for w in weights]

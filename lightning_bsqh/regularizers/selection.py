@@ -156,6 +156,9 @@ def _have(keep: Sequence[Tensor], counts: Sequence[int]) -> bool:
 
 def _best_of_each(scores: Tensor, sizes: Sequence[int], counts: Sequence[int]) -> Tensor:
     """Positions of the largest scores of each tensor, so many as ``counts`` says, of equal ones the first."""
+    if set(counts) == {1}:
+        firsts = accumulate([0, *sizes[:-1]])
+        return torch.stack(plus([part.argmax() for part in scores.split(list(sizes))], list(firsts)))
     found, starts = [], []
     for part, start, count in zip(scores.split(list(sizes)), accumulate([0, *sizes]), counts, strict=False):
         if count > 0:

@@ -78,12 +78,22 @@ class WithL2(Regularizer):
         return None if inside is None or self.decay.in_metric else WithL2(inside, self.decay)
 
     @override
+    def on_vector_with_minimum(self, sizes: Sequence[int]) -> Regularizer | None:
+        inside = self.regularizer.on_vector_with_minimum(sizes)
+        return None if inside is None or self.decay.in_metric else WithL2(inside, self.decay)
+
+    @override
     def on_shards(self, shards: Shards) -> Regularizer:
         return WithL2(self.regularizer.on_shards(shards), self.decay)
 
     @override
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
         return self.regularizer.leaves_enough(points)
+
+    @property
+    @override
+    def acts_on_device(self) -> bool:
+        return self.regularizer.acts_on_device
 
     @property
     @override

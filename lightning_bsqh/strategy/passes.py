@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_bsqh.method.device_refusals import refusal
 from lightning_bsqh.namespace import MisconfigurationException, Precision, pl
 from lightning_bsqh.optimizer import BSQHOptimizer
 from lightning_bsqh.strategy.configured import parameters_of
@@ -41,6 +42,9 @@ class Passes:
         self._optimizer = optimizer
         self._scaler = scaler_of(precision)
         self._is_stepping = False
+        if self._scaler is not None and optimizer.options.decide == "device":
+            what = "precision='16-mixed', whose scaler looks at every gradient"
+            raise MisconfigurationException(refusal(what, "use 'bf16-mixed' or '32-true'"))
         #: Makes of the sweeps of this process's samples those of all processes; None with one process.
         self.joined: Callable[[Sweeps], Sweeps] | None = None
         parts = (module, precision.train_step_context)

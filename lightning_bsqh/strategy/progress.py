@@ -67,7 +67,7 @@ class ProgressMetrics:
 
     def _values(self) -> dict[str, tuple[str, Any]]:
         """Name in the bar, the key under which a monitor may show it already, and value."""
-        report = self._optimizer.last_step
+        report = self._optimizer.arrived_step
         if report is None:
             return {}
         values: dict[str, tuple[str, Any]] = {"loss": ("train_loss", short(report.loss))}

@@ -63,8 +63,8 @@ class BSQHStrategy(DevicesStrategy):
         eta: η ≥ 0 of the acceptance test.
         max_trials: Largest number of trial sweeps per batch.
         trial_every: 1 tests every step by a trial sweep; ``"auto"`` or a larger integer tests more rarely in calm.
-        regularize: Name patterns of the layers and parameters that R acts on; None takes all weights. Not together
-            with a ``regularizer`` by patterns.
+        decide: ``"device"`` decides on the device, with one trial per batch, so that the host does not wait.
+        regularize: Name patterns of what R acts on; None takes all weights. Not with a ``regularizer`` by patterns.
         total_steps: Length of the training in iterations. None asks the Trainer.
         layers: Which modules are the layers: ``"leaf"``, every module with parameters of its own; name patterns
             such as ``["network.block*"]``; or a predicate of name and module.
@@ -111,6 +111,7 @@ class BSQHStrategy(DevicesStrategy):
         eta: float = 1e-4,
         max_trials: int = 6,
         trial_every: int | str = 1,
+        decide: str = "host",
         regularize: Sequence[str] | None = None,
         total_steps: int | None = None,
         layers: LayerChoice = "leaf",

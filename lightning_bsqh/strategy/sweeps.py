@@ -112,7 +112,7 @@ class LightningSweeps(Sweeps):
         if loss is None or self._batch_is_lost:
             # Without its batch an iteration has no trials; happens once, and only if the first batch was left alone.
             return AdjointPass(None, self.trial)
-        return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo)
+        return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo, self.undo_unless)
 
     @override
     def trial(self) -> Tensor | float:
@@ -122,6 +122,11 @@ class LightningSweeps(Sweeps):
     def undo(self) -> None:
         if self._before is not None:
             self._before.restore()
+
+    @override
+    def undo_unless(self, keep: Tensor) -> None:
+        if self._before is not None:
+            self._before.restore_unless(keep)
 
     @override
     def starts(self) -> list[Start]:

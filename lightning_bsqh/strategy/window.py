@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_bsqh.method.device_refusals import refusal
 from lightning_bsqh.namespace import GradientAccumulationScheduler, MisconfigurationException, pl, rank_zero_warn
 from lightning_bsqh.network.tree import first_dimension
 from lightning_bsqh.optimizer import BSQHOptimizer
@@ -159,6 +160,9 @@ def check_window(trainer: pl.Trainer, optimizer: BSQHOptimizer) -> bool:
             "accumulate_grad_batches cannot be used with sweep='gauss-seidel', where a layer would be updated before"
             " the other batches have reached it: use sweep='jacobi', or larger batches instead."
         )
+    if optimizer.options.decide == "device":
+        what = "accumulate_grad_batches, where a trial is a pass over several batches"
+        raise MisconfigurationException(refusal(what, "use larger batches"))
     return True
 
 

@@ -27,6 +27,7 @@ class AdjointPass:
         trial: Runs a trial sweep at what the parameters hold and gives its loss, a scalar.
         resolution: Relative rounding error of the loss.
         undo: Takes back what the forward sweep has changed beside the parameters.
+        undo_unless: The same for tensors alone, unless a boolean scalar of the device says otherwise.
         is_complete: Whether all data have been seen; in full-batch mode they come in pieces, and only with the last of
             them there is an iteration.
     """
@@ -35,6 +36,7 @@ class AdjointPass:
     trial: Callable[[], Tensor | float]
     resolution: float = 0.0
     undo: Callable[[], None] = lambda: None
+    undo_unless: Callable[[Tensor], None] = lambda keep: None
     is_complete: bool = True
 
 
@@ -75,6 +77,10 @@ class Sweeps(ABC):
 
     def undo(self) -> None:
         """Takes back what the forward sweep has changed beside the parameters, for a batch that is skipped."""
+        return
+
+    def undo_unless(self, keep: Tensor) -> None:
+        """The same for tensors alone, unless a boolean scalar of the device says otherwise."""
         return
 
     def starts(self) -> list[Start]:

@@ -54,7 +54,7 @@ class ClosureSweeps(Sweeps):
                 )
             self._warn_of_buffers(loss)
             loss.backward()
-        return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo)
+        return AdjointPass(loss.detach(), self.trial, self.resolution(loss), self.undo, self.undo_unless)
 
     def _warn_of_buffers(self, loss: Tensor) -> None:
         """Trials change the statistics of a BatchNorm that nobody can put back if the network is not known."""
@@ -76,6 +76,11 @@ class ClosureSweeps(Sweeps):
     def undo(self) -> None:
         if self._before is not None:
             self._before.restore()
+
+    @override
+    def undo_unless(self, keep: Tensor) -> None:
+        if self._before is not None:
+            self._before.restore_unless(keep)
 
     @override
     def starts(self) -> list[Start]:

@@ -116,6 +116,8 @@ MODES: dict[str, dict[str, Any]] = {
     "first trials rejected": {"epsilon": 1e-4},
     "gauss-seidel": {"sweep": "gauss-seidel"},
     "untested": {"regularizer": L0(rho=0.0), "epsilon": 500.0, "trial_every": "auto", "total_steps": None},
+    "on the device": {"decide": "device", "regularizer": L0(rho=1e-3)},
+    "on the device, tightening": {"decide": "device"},
     "full batch": {"batch_mode": "full", "count_samples": lambda part: 6},
 }
 

@@ -1,0 +1,231 @@
+"""A training whose iterations the device decides, and of which the host hears later (``decide="device"``, §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.candidate import Candidate
+from lightning_bsqh.method.device_refusals import check_devices
+from lightning_bsqh.method.device_reports import Reports, apart, read
+from lightning_bsqh.method.device_rule import precision_on
+from lightning_bsqh.method.device_step import DeviceStepper, Live
+from lightning_bsqh.method.history import History
+from lightning_bsqh.method.search import Found, NoStep, loss_change
+from lightning_bsqh.method.trained import Trained
+from lightning_bsqh.method.training import Training
+from lightning_bsqh.network.tree import version
+from lightning_bsqh.network.uninterrupted import uninterrupted
+from lightning_bsqh.regularizers import Regularizer
+from lightning_bsqh.regularizers.same import same
+from lightning_bsqh.sweeps.base import AdjointPass
+
+
+@dataclass(frozen=True)
+class Satisfied:
+    """That the weights satisfied a constraint after an iteration.
+
+    Attributes:
+        regularizer: R as it held in the iteration.
+        names: The tensors that R acts on.
+        versions: Counters of writes to these, after the iteration.
+    """
+
+    regularizer: Regularizer
+    names: Sequence[str]
+    versions: Sequence[int]
+
+    @classmethod
+    def by(cls, trained: Trained, regularizer: Regularizer) -> Satisfied:
+        """That the present weights satisfy this R."""
+        return cls(regularizer, trained.regularized_names, [version(p) for p in _regularized(trained)])
+
+    def holds(self, trained: Trained, regularizer: Regularizer) -> bool:
+        """Whether it is the same R and nobody else has written into the weights since."""
+        now = Satisfied.by(trained, regularizer)
+        return (self.names, self.versions) == (now.names, now.versions) and same(self.regularizer, regularizer)
+
+
+class DeviceTraining(Training):
+    """Decides on the device wherever w satisfies its constraint, and as a Training where that has just been tightened.
+
+    Rule and metric are on the device from the first such iteration on, until somebody asks (:meth:`settle`); then they
+    are as those of a Training, and go back to the device with the next one.
+    """
+
+    stepper: DeviceStepper
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._reports = Reports()
+        self._live: Live | None = None
+        self._satisfied: Satisfied | None = None
+        self._stalled: str | None = None
+        self._epsilon: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        # Copies of parameters count writes anew.
+        return {**vars(self), "_satisfied": None}
+
+    @property
+    @override
+    def iterations(self) -> int:
+        return self.history.iterations + len(self._reports)
+
+    @override
+    def take_epsilon(self) -> float | None:
+        epsilon, self._epsilon = self._epsilon, None
+        return epsilon
+
+    @override
+    def settle(self) -> None:
+        if self._live is None and not len(self._reports):
+            return
+        with uninterrupted():
+            arrived, rows = self._reports.take()
+            live, self._live = self._live, None
+            vectors = [row.values for row in rows]
+            if live is not None:
+                vectors += [live.rule.memory, *live.metric.numbers()]
+            numbers = iter(read(vectors))
+            self._record(arrived + apart(rows, [next(numbers) for row in rows for _ in row.names]))
+            if live is not None:
+                memory = [next(numbers) for _ in range(len(live.rule.memory))]
+                self.augmentation.load_state_dict(live.rule.state_dict(memory))
+                live.metric.write_back(numbers)
+
+    def _record(self, reports: Sequence[Mapping[str, float]]) -> None:
+        for numbers in reports:
+            self._stalled = record(self.history, numbers) or self._stalled
+            self._epsilon = numbers["epsilon"] if numbers["finite"] else self._epsilon
+
+    @override
+    def iterate(
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        eta: float,
+        max_trials: int,
+        record_layers: bool,
+        held: ExitStack,
+    ) -> tuple[Found | None, str | None]:
+        self.last_layers = None
+        if adjoint.loss is None:
+            self.settle()
+            return super().iterate(adjoint, trained, eta, 1, record_layers, held)
+        marks = self.regularization.marks()
+        try:
+            regularizer = self.regularization.begin(trained.regularized_names, self.iterations)
+            is_free = self._is_satisfied(trained, regularizer)
+            if is_free:
+                self._iterate_on_device(adjoint, trained, regularizer, eta, record_layers, held)
+            else:
+                self.regularization.go_back_to(marks)
+        except BaseException as error:
+            held.enter_context(uninterrupted())
+            self.regularization.go_back_to(marks)
+            if not isinstance(error, NoStep):
+                raise
+            self.settle()
+            self._check_first(error.loss)
+            adjoint.undo()
+            return None, self._skip(error.loss, counted=True)
+        if is_free:
+            return None, self._take_stalled()
+        return self._iterate_on_host(adjoint, trained, regularizer, eta, record_layers, held)
+
+    def _iterate_on_host(
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        regularizer: Regularizer,
+        eta: float,
+        record_layers: bool,
+        held: ExitStack,
+    ) -> tuple[Found | None, str | None]:
+        """As a Training does it, with one trial."""
+        self.settle()
+        found, stalled = super().iterate(adjoint, trained, eta, 1, record_layers, held)
+        if found is not None:
+            # What has been heard of by settling is older.
+            self._epsilon = None
+        admits = found is not None and (found.accepted or not found.tightened)
+        self._satisfied = Satisfied.by(trained, regularizer) if admits else None
+        return found, stalled
+
+    def _iterate_on_device(
+        self,
+        adjoint: AdjointPass,
+        trained: Trained,
+        regularizer: Regularizer,
+        eta: float,
+        record_layers: bool,
+        held: ExitStack,
+    ) -> None:
+        if not self.stepper.is_packed(trained):
+            self.settle()
+        if self._live is None:
+            self._live = self._put_on_device(trained)
+        is_first = not self.history.has_begun and not len(self._reports)
+        options = self._options(trained, eta, 1)
+        row, layers = self.stepper.step_on_device(
+            adjoint, trained, regularizer, self._live, options, record_layers, is_first, held
+        )
+        self._reports.add(row)
+        self._satisfied = Satisfied.by(trained, regularizer)
+        self._record(self._reports.arrived())
+        if is_first or layers is not None:
+            self.settle()
+            self.last_layers = None if self.history.last is None or self.history.last.skipped else layers
+
+    def _put_on_device(self, trained: Trained) -> Live:
+        check_devices(list(trained.parameters.values()))
+        device = next(iter(trained.parameters.values())).device
+        rule = self.augmentation.on_device(device, precision_on(device))
+        assert rule is not None, "the options have been checked"
+        return Live(rule, self.stepper.metric_on_device(trained))
+
+    def _is_satisfied(self, trained: Trained, regularizer: Regularizer) -> bool:
+        if self._satisfied is not None and self._satisfied.holds(trained, regularizer):
+            return True
+        with torch.no_grad():
+            return bool(regularizer.admits([p.detach() for p in _regularized(trained)]))
+
+    def _take_stalled(self) -> str | None:
+        stalled, self._stalled = self._stalled, None
+        return stalled
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any], rule: Augmentation) -> None:
+        self._reports.clear()
+        self._live = self._satisfied = self._stalled = self._epsilon = None
+        super().load_state_dict(state, rule)
+
+
+def record(history: History, numbers: Mapping[str, float]) -> str | None:
+    """Takes note of an iteration of which the host has just heard; gives what to say of a stall."""
+    if not numbers["finite"]:
+        return history.skip(numbers["loss"], numbers["own"], counted=True)
+    candidate = Candidate(*(numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty")))
+    found = Found(
+        loss=numbers["loss"],
+        base_loss=numbers["loss"],
+        change=loss_change(numbers["trial"], numbers["loss"]),
+        candidate=candidate,
+        epsilon=numbers["epsilon"],
+        trials=1,
+        accepted=bool(numbers["accepted"]),
+    )
+    return history.record(found)
+
+
+def _regularized(trained: Trained) -> list[Tensor]:
+    return [p for name, p in trained.parameters.items() if name in trained.regularized]
