@@ -46,7 +46,7 @@ def pmp_residual(
 
     This is exact for layers that are affine in their parameters: those of ``affine.AFFINE_MODULES`` (Linear,
     convolutions and their transposes, normalizations, Embedding), with states and adjoints held fixed. Every
-    other layer is reported as ``linearised``: its numbers are those of the linearization of ⟨p, λ(x, ·)⟩ at u and
+    other layer is reported as ``linearized``: its numbers are those of the linearization of ⟨p, λ(x, ·)⟩ at u and
     certify nothing about the layer itself. Where such a layer can be run alone, ``sampled`` bounds its true residual
     from below: the largest gain of the true K that some points around u and the proximal points have shown.
     Only the type of a module is looked at: that a network uses the ``weight`` of a Linear also in some other way is not
@@ -151,7 +151,7 @@ class _Point:
             )
         own = list(self._positions)
         #: argmax of H where there is one.
-        extremes = regularizer.hamiltonian_maximiser([self._ascent[n] for n in own])
+        extremes = regularizer.hamiltonian_maximizer([self._ascent[n] for n in own])
         self._extremes = {n: v for n, v in zip(own, extremes, strict=True) if v is not None}
         candidate = iteration.maximise_(epsilon)
         #: r, over all layers together.
@@ -270,7 +270,7 @@ class _Point:
             residual=math.fsum(total for _, total in parts),
             hamiltonian=affine_hamiltonian(math.fsum(self.alignment(n) for n in layer.parameters), penalty),
             hamiltonian_gap=self.hamiltonian_gap(list(layer.parameters)),
-            linearised=not layer.is_affine,
+            linearized=not layer.is_affine,
             sampled=sampled,
             gains=torch.cat([gains.cpu() for gains, _ in parts]),
         )

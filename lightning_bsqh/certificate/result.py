@@ -24,7 +24,7 @@ class LayerResidual:
         hamiltonian_gap: max H_l − H_l(u_l) ≥ 0, without any ε, over those of the layer's weights whose admissible set
             is compact (a Box with two ends, or Discrete), the others held at u; for Cardinality the layer's part of the
             global maximum. None where there are none, or the maximum is not known.
-        linearised: Whether the layer is not known to be affine in its parameters; all numbers are then those
+        linearized: Whether the layer is not known to be affine in its parameters; all numbers are then those
             of its linearization at u.
         sampled: For a linearized layer that can be run alone: the largest K_ε(v; u) − K_ε(u; u) ≥ 0 of the true K that
             was found among sampled points v, a lower bound of the layer's true residual. None for the others.
@@ -36,7 +36,7 @@ class LayerResidual:
     residual: float
     hamiltonian: float
     hamiltonian_gap: float | None
-    linearised: bool
+    linearized: bool
     sampled: float | None
     gains: Tensor = field(repr=False, compare=False)
 
@@ -71,9 +71,9 @@ class PMPResidual:
     layers: Mapping[str, LayerResidual]
 
     @property
-    def linearised(self) -> tuple[str, ...]:
+    def linearized(self) -> tuple[str, ...]:
         """Names of the layers not known to be affine in their parameters; for them nothing is certified."""
-        return tuple(name for name, layer in self.layers.items() if layer.linearised)
+        return tuple(name for name, layer in self.layers.items() if layer.linearized)
 
     def satisfied(self, tolerance: float) -> float:
         """Share of the weights that satisfy the maximum condition up to ``tolerance``.
@@ -101,7 +101,7 @@ class PMPResidual:
             return f"{name:<{width}}  {residual:10.3e}  {hamiltonian:11.3e}  {shares}{note}"
 
         for layer in self.layers.values():
-            note = "  linearized" if layer.linearised else ""
+            note = "  linearized" if layer.linearized else ""
             if layer.sampled is not None:
                 note += f", true K: at least {layer.sampled:.3e}"
             lines.append(row(layer.name, layer.residual, layer.hamiltonian, layer.satisfied, note))
@@ -110,7 +110,7 @@ class PMPResidual:
             lines.append(f"max H - H over the weights in a box or on levels: {self.hamiltonian_gap:.3e}")
         if self.coupled:
             lines.append("The regularizer couples the layers: a layer's row is its part of the global maximizer.")
-        if self.linearised:
+        if self.linearized:
             lines.append(
                 "linearized: not known to be affine in its parameters; the numbers are those of its linearization."
             )

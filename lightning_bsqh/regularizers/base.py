@@ -219,7 +219,7 @@ class Regularizer(ABC):
         """
         return None
 
-    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+    def hamiltonian_maximizer(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
         """Argmax over the admissible u of ⟨G, u⟩ − ρR(u), with no ε, for every tensor.
 
         Only the certificate asks for it. None for a tensor on which that is not bounded or not known.
@@ -229,8 +229,8 @@ class Regularizer(ABC):
         """
         return [None for _ in ascents]
 
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
-        """Like :meth:`hamiltonian_maximiser` with every weight in [low, high], both finite."""
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+        """Like :meth:`hamiltonian_maximizer` with every weight in [low, high], both finite."""
         return [None for _ in ascents]
 
     def check_box(self, low: float, high: float) -> None:

@@ -179,10 +179,10 @@ class Box(Regularizer):
         return torch.zeros_like(weight) if self.regularizer is None else self.regularizer.elementwise(weight)
 
     @override
-    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+    def hamiltonian_maximizer(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
         if math.isinf(self.low) or math.isinf(self.high):
             return [None for _ in ascents]
         if self.regularizer is not None:
-            return self.regularizer.hamiltonian_maximiser_in_box(ascents, self.low, self.high)
+            return self.regularizer.hamiltonian_maximizer_in_box(ascents, self.low, self.high)
         # Bang-bang: low where G < 0 and high where G > 0.
         return [best_of(g, ends(g, self.low, self.high), torch.zeros_like) for g in ascents]

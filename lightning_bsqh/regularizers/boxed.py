@@ -17,7 +17,7 @@ class SumInBox(Regularizer):
     """A sum over single weights that is convex, or concave on either side of 0, and least at 0."""
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         def price(u: Tensor) -> Tensor:
             value = self.elementwise(u)
             assert value is not None

@@ -124,8 +124,8 @@ class ByName(Regularizer):
         return self._merged({name: r.pinned(self._of(name, weights)) for name, r in self.regularizers.items()})
 
     @override
-    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
-        return self._merged({n: r.hamiltonian_maximiser(self._of(n, ascents)) for n, r in self.regularizers.items()})
+    def hamiltonian_maximizer(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        return self._merged({n: r.hamiltonian_maximizer(self._of(n, ascents)) for n, r in self.regularizers.items()})
 
     @override
     def restricted_to(self, positions: Sequence[int]) -> Regularizer:

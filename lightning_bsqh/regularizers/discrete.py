@@ -177,11 +177,11 @@ class Discrete(TighteningConstraint):
         return [self._are_on_levels(w) for w in weights]
 
     @override
-    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
-        return self.hamiltonian_maximiser_in_box(ascents, -math.inf, math.inf)
+    def hamiltonian_maximizer(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+        return self.hamiltonian_maximizer_in_box(ascents, -math.inf, math.inf)
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         if self._share < 1.0:
             # Free weights are bounded by the box alone, and chosen over all tensors.
             return [None for _ in ascents]

@@ -78,7 +78,7 @@ class GroupL0(ZeroInBox):
             self._drop_(z, gain)
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         found: list[Tensor | None] = []
         for g in ascents:
             u = best_of(g, ends(g, low, high), torch.zeros_like)

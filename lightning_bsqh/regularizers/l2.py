@@ -105,12 +105,12 @@ class L2(ConvexInBox):
         return self.rho * self._metric[0] * weight.square()
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         if not self.in_metric:
-            return super().hamiltonian_maximiser_in_box(ascents, low, high)
+            return super().hamiltonian_maximizer_in_box(ascents, low, high)
         # Each tensor has a price of its own.
         parts = zip(self.separate(ascents), ascents, strict=True)
-        return [best for part, g in parts for best in ConvexInBox.hamiltonian_maximiser_in_box(part, [g], low, high)]
+        return [best for part, g in parts for best in ConvexInBox.hamiltonian_maximizer_in_box(part, [g], low, high)]
 
     @override
     def _peaks(self, ascent: Tensor, low: float, high: float) -> list[Tensor]:

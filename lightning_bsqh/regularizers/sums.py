@@ -161,20 +161,20 @@ class WithL2(Regularizer):
         return None if own is None or decay is None else own + decay
 
     @override
-    def hamiltonian_maximiser(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
+    def hamiltonian_maximizer(self, ascents: Sequence[Tensor]) -> list[Tensor | None]:
         rho = self.decay.rho
         if rho == 0.0:
-            return self.regularizer.hamiltonian_maximiser(ascents)
+            return self.regularizer.hamiltonian_maximizer(ascents)
         # ⟨G, u⟩ − ρ‖u‖² is −ρ‖u − G/(2ρ)‖² and a constant: R's own proximal point, with ρ as ε.
         found, metric = self._peaks(ascents)
         self.regularizer.prox_(found, metric, rho)
         return list(found)
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         rho = self.decay.rho
         if rho == 0.0:
-            return self.regularizer.hamiltonian_maximiser_in_box(ascents, low, high)
+            return self.regularizer.hamiltonian_maximizer_in_box(ascents, low, high)
         found, metric = self._peaks(ascents)
         self.regularizer.prox_in_box_(found, metric, rho, low, high)
         return list(found)

@@ -57,7 +57,7 @@ class SupportConstraint(TighteningConstraint, ZeroInBox):
             self._keep_best_(weights, scores)
 
     @override
-    def hamiltonian_maximiser_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
+    def hamiltonian_maximizer_in_box(self, ascents: Sequence[Tensor], low: float, high: float) -> list[Tensor | None]:
         # With 0 in the box the better end is never worse than 0.
         found = [best_of(g, ends(g, low, high), torch.zeros_like) for g in ascents]
         if self._holds and found:

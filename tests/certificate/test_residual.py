@@ -82,7 +82,7 @@ def test_hamiltonian_equals_the_direct_evaluation(rho: float) -> None:
     weights = {"embedding": 30, "conv": 72, "up": 24, "linear": 45}
     assert direct.keys() == result.layers.keys()
     for name, layer in result.layers.items():
-        assert not layer.linearised
+        assert not layer.linearized
         assert layer.hamiltonian == pytest.approx(direct[name] - rho * weights.get(name, 0), rel=1e-10, abs=1e-13)
     assert result.hamiltonian == pytest.approx(sum(direct.values()) - rho * sum(weights.values()), rel=1e-10)
 
@@ -284,11 +284,11 @@ def test_leaves_everything_as_it_was() -> None:
         assert p.requires_grad
     for key, value in network.state_dict().items():
         assert torch.equal(value, state[key])
-    assert result.linearised == ()
+    assert result.linearized == ()
     assert network.training
 
 
-def test_says_which_layers_are_linearised() -> None:
+def test_says_which_layers_are_linearized() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -310,9 +310,9 @@ def test_says_which_layers_are_linearised() -> None:
     network = Mixed()
     x, y = data()
     result = pmp_residual(network, lambda: cross_entropy(network, x.float(), y), regularizer=L2(1e-3))
-    assert {"rnn", "old", "scaled", "renormed"} <= set(result.linearised)
-    assert any(name.startswith("norm.parametrizations") for name in result.linearised)
-    assert not result.layers["plain"].linearised
+    assert {"rnn", "old", "scaled", "renormed"} <= set(result.linearized)
+    assert any(name.startswith("norm.parametrizations") for name in result.linearized)
+    assert not result.layers["plain"].linearized
     assert "linearized" in str(result)
 
 
@@ -527,7 +527,7 @@ def test_sampling_bounds_the_true_residual_from_below(regularizer: Any, weight: 
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result = pmp_residual(network, lambda: -network(x).mean(), regularizer=regularizer, epsilon=0.2)
     layer = result.layers["0"]
-    assert layer.linearised
+    assert layer.linearized
     assert result.layers["1"].sampled is None
     adjoint = float(network[1].weight) / len(x)
     grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)

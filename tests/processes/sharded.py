@@ -285,7 +285,8 @@ class Messages(L.Callback):
 def messages(folder: Path, regularizer: Regularizer, precision: str = "32-true") -> dict[str, Any]:
     """Of which kinds a step sends how many, in single precision; and what it found."""
     recorder, counting = Recorder(), Messages()
-    strategy = BSQHStrategy(regularizer=regularizer, shard="fsdp")
+    # From where it learns within so few steps.
+    strategy = BSQHStrategy(regularizer=regularizer, shard="fsdp", epsilon=20.0)
     options: dict[str, Any] = {"callbacks": [recorder, counting], "precision": precision, "max_steps": 20}
     trainer = make_trainer(strategy, folder, 2, **options)
     trainer.fit(Single(smooth_network().float()), loader(2))

@@ -58,7 +58,7 @@ def _collate(batch: Batch | Sequence[Batch]) -> Batch:
     return torch.stack([image for image, _ in batch]), torch.stack([label for _, label in batch])
 
 
-class Normalise:
+class Normalize:
     """Turns pixels into floats: (x / scale − mean) / std, per channel.
 
     Args:

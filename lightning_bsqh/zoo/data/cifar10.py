@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalise, TensorImages, split_indices
+from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalize, TensorImages, split_indices
 
 _CLASSES = 10
 _PIXELS = 32
@@ -72,15 +72,15 @@ class CIFAR10DataModule(InMemoryDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        normalise = Normalise(mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616])
+        normalize = Normalize(mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616])
         if stage in ("fit", "validate") and self.train_set is None:
             images, labels = self._read("train")
             train, val = split_indices(len(labels), self.train_images, self.val_images)
-            transform = FlipAndShift(normalise) if self.augment else normalise
+            transform = FlipAndShift(normalize) if self.augment else normalize
             self.train_set = TensorImages(images[train], labels[train], transform)
-            self.val_set = TensorImages(images[val], labels[val], normalise)
+            self.val_set = TensorImages(images[val], labels[val], normalize)
         if stage in ("test", "predict") and self.test_set is None:
-            self.test_set = TensorImages(*self._read("test"), normalise)
+            self.test_set = TensorImages(*self._read("test"), normalize)
 
     def _read(self, split: str) -> tuple[Tensor, Tensor]:
         sources = find_image_sources(self.root)
@@ -98,15 +98,15 @@ class FlipAndShift:
     Pixels that come in from outside are 0 after normalization. Draws from torch's default generator.
 
     Args:
-        normalise: Applied first.
+        normalize: Applied first.
     """
 
-    def __init__(self, normalise: Normalise) -> None:
-        self.normalise = normalise
+    def __init__(self, normalize: Normalize) -> None:
+        self.normalize = normalize
 
     def __call__(self, images: Tensor) -> Tensor:
         """From ``[N, C, H, W]``, any dtype, to float32 of the same shape."""
-        images = self.normalise(images)
+        images = self.normalize(images)
         n, _, height, width = images.shape
         shift = torch.randint(0, 2 * _MAX_SHIFT + 1, (2, n, 1))
         flip = torch.rand(n, 1) < 0.5

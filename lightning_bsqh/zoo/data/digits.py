@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
-from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalise, TensorImages, split_indices
+from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalize, TensorImages, split_indices
 
 _TEST_IMAGES = 360
 
@@ -46,7 +46,7 @@ class DigitsDataModule(InMemoryDataModule):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         test, rest = order[:_TEST_IMAGES], order[_TEST_IMAGES:]
         train, val = split_indices(len(rest), None, self.val_images)
-        scale = Normalise(mean=[0.0], std=[1.0], scale=16.0)
+        scale = Normalize(mean=[0.0], std=[1.0], scale=16.0)
         self.train_set = TensorImages(images[rest[train]], labels[rest[train]], scale)
         self.val_set = TensorImages(images[rest[val]], labels[rest[val]], scale)
         self.test_set = TensorImages(images[test], labels[test], scale)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalise, TensorImages, split_indices
+from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalize, TensorImages, split_indices
 
 _IMAGE_MAGIC, _LABEL_MAGIC = 0x803, 0x801
 _FILES = {
@@ -62,15 +62,15 @@ class MNISTDataModule(InMemoryDataModule):
         files = find_idx_files(self.root)
         if files is None:
             raise FileNotFoundError(f"{self.root} holds no MNIST files: call prepare_data() to download them.")
-        normalise = Normalise(mean=[0.1307], std=[0.3081])
+        normalize = Normalize(mean=[0.1307], std=[0.3081])
         if stage in ("fit", "validate") and self.train_set is None:
             images, labels = read_pair(*(files[name] for name in _FILES["train"]))
             train, val = split_indices(len(labels), self.train_images, self.val_images)
-            self.train_set = TensorImages(images[train], labels[train], normalise)
-            self.val_set = TensorImages(images[val], labels[val], normalise)
+            self.train_set = TensorImages(images[train], labels[train], normalize)
+            self.val_set = TensorImages(images[val], labels[val], normalize)
         if stage in ("test", "predict") and self.test_set is None:
             images, labels = read_pair(*(files[name] for name in _FILES["test"]))
-            self.test_set = TensorImages(images, labels, normalise)
+            self.test_set = TensorImages(images, labels, normalize)
 
 
 def find_idx_files(root: Path) -> dict[str, Path] | None:

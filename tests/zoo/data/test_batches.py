@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from typing_extensions import override
 
-from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalise, TensorImages, split_indices
+from lightning_bsqh.zoo.data.batches import InMemoryDataModule, Normalize, TensorImages, split_indices
 
 
 def _images(count: int = 11) -> TensorImages:
@@ -66,7 +66,7 @@ def test_no_validation_set_means_no_validation_loop() -> None:
 
 def test_normalise() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1)
-    out = Normalise(mean=[0.5, 0.25], std=[0.5, 0.25])(images)
+    out = Normalize(mean=[0.5, 0.25], std=[0.5, 0.25])(images)
     assert torch.allclose(out.flatten(), torch.tensor([-1.0, 3.0]))
 
 

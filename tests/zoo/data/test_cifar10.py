@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 
 from lightning_bsqh.zoo.data import CIFAR10DataModule
 from lightning_bsqh.zoo.data import cifar10 as module
-from lightning_bsqh.zoo.data.batches import Normalise
+from lightning_bsqh.zoo.data.batches import Normalize
 from lightning_bsqh.zoo.data.cifar10 import FlipAndShift
 from tests.zoo.made_data import CIFAR_CLASSES, make_cifar10, png_bytes
 
@@ -70,7 +70,7 @@ def test_cache(tmp_path, monkeypatch) -> None:
 def test_augmentation_flips_and_shifts() -> None:
     torch.manual_seed(0)
     image = torch.randint(1, 256, (1, 1, 8, 8), dtype=torch.uint8)
-    out = FlipAndShift(Normalise([0.0], [1.0]))(image.expand(2000, 2, 8, 8)) * 255.0
+    out = FlipAndShift(Normalize([0.0], [1.0]))(image.expand(2000, 2, 8, 8)) * 255.0
     assert out.dtype == torch.float32
     assert torch.equal(out[:, 0], out[:, 1])  # all channels move alike
     padded = torch.nn.functional.pad(image[0, 0].float(), [3] * 4)
