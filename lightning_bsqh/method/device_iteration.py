@@ -22,8 +22,8 @@ class DeviceIteration(Iteration):
     w satisfies the constraint of the iteration, which whoever makes this knows.
     """
 
-    #: Σ G²/(4D) and ‖G/D‖/‖w‖ in double precision, once there is a candidate; the latter is not a number if all weights
-    #: are zero, or if nobody looks at them.
+    #: Σ G²/(4D) and ‖G/D‖/‖w‖ in double precision, once there is a candidate; the latter is not finite if all weights
+    #: are zero, and not a number if nobody looks at them.
     length: Tensor
     relative: Tensor
 
@@ -69,8 +69,9 @@ class DeviceIteration(Iteration):
     def _measured_relative(self) -> Tensor:
         if not self._looks_at_weights:
             return torch.full_like(self.length, math.nan)
-        weights = self._precise("weights")
-        return (self._precise("direction") / weights).sqrt_().masked_fill_(weights == 0.0, math.nan)
+        direction, weights = self._of_gradient["direction"], self._of_gradient["weights"]
+        assert isinstance(direction, Tensor)
+        return (direction / weights).sqrt_().to(self.length.dtype)
 
     @property
     def peak(self) -> Tensor | float:

@@ -28,7 +28,7 @@ class DeviceTrial:
         tau: ‖û − w‖²_D.
         resolution: The rounding error of the loss.
         length: Σ G²/(4D).
-        relative: ‖G/D‖/‖w‖; not a number if all weights are zero, or if the rule does not look at it.
+        relative: ‖G/D‖/‖w‖; not finite if all weights are zero, not a number if the rule does not look at it.
         tightened: Whether w violated a constraint that has just been tightened; known to the host, which decides such
             steps itself.
         progress: Share of the training that is done, known to the host; None if its length is unknown.
@@ -111,6 +111,7 @@ class _Remembered(NamedTuple):
 
     epsilon: Tensor
     settled: Tensor
+    # The averages: of these four all is done at once.
     length: Tensor
     second_order: Tensor
     tau: Tensor
@@ -120,8 +121,19 @@ class _Remembered(NamedTuple):
     eased: Tensor
 
 
+class _Curved(NamedTuple):
+    """The curvature of a step; not a number, or infinite, where there was none.
+
+    ``own`` is half of it, ``bound`` what is noise of it, and ``is_known`` says whether it is more than that.
+    """
+
+    own: Tensor
+    bound: Tensor
+    is_known: Tensor
+
+
 class CurvatureOnDevice(DeviceRule):
-    """``Curvature`` in tensors."""
+    """``Curvature`` in tensors, with as few of their operators as will do."""
 
     rule: Curvature
 
@@ -130,27 +142,14 @@ class CurvatureOnDevice(DeviceRule):
         # Once known they stay so, and need not be asked for.
         state = rule.state_dict()
         self._knows_length, self._knows_relative = (state[name] is not None for name in ("length", "relative"))
-
-    @property
-    def _known(self) -> _Remembered:
-        return _Remembered(*self.memory.unbind())
+        self._one = torch.ones((), device=device, dtype=dtype)
+        # The bounds of all that it remembers, of which only ε has some.
+        self._low, self._high = torch.full_like(self.memory, -math.inf), torch.full_like(self.memory, math.inf)
+        self._low[0], self._high[0] = rule.epsilon_min, rule.epsilon_max
 
     @property
     def _longest(self) -> float:
         return self.rule.longest or math.inf
-
-    @override
-    def epsilon_for(self, epsilon: Tensor, length: Tensor, relative: Tensor) -> Tensor:
-        known = self._known
-        found = epsilon
-        if self.rule.outlier is not None:
-            excess = length / (self.rule.outlier * known.length)
-            # Of a length that is not finite, or has nothing to be compared with, there is no excess.
-            found = excess.nan_to_num_(0.0, 0.0).sqrt_().clamp_min_(1.0).mul_(epsilon)
-        if self._raises_first:
-            raised = torch.maximum(found, (relative / (2.0 * self._longest)).nan_to_num_(0.0))
-            found = torch.where(known.relative.isnan(), raised, found)
-        return found.clamp_max(self.rule.epsilon_max)
 
     @property
     def _raises_first(self) -> bool:
@@ -158,105 +157,123 @@ class CurvatureOnDevice(DeviceRule):
         return not self._knows_relative and self._longest < math.inf
 
     @override
+    def epsilon_for(self, epsilon: Tensor, length: Tensor, relative: Tensor) -> Tensor:
+        known = _Remembered(*self.memory.unbind())
+        found = epsilon
+        if self.rule.outlier is not None:
+            excess = length / (self.rule.outlier * known.length)
+            # Of a length that is not finite, or has nothing to be compared with, there is no excess.
+            found = excess.nan_to_num_(0.0, 0.0).sqrt_().clamp_min_(1.0).mul_(epsilon)
+        if self._raises_first:
+            raised = torch.maximum(found, (relative / (2.0 * self._longest)).nan_to_num_(0.0, 0.0))
+            found = torch.where(known.relative.isnan(), raised, found)
+        return found.clamp_max(self.rule.epsilon_max)
+
+    @override
     def observe(self, trial: DeviceTrial) -> Tensor:
-        before = self._known
+        known = _Remembered(*self.memory.unbind())
         second_order = trial.change + trial.slope
-        size = second_order.abs()
-        is_curved = (size > trial.resolution) & (size < math.inf) & (trial.tau > 0.0)
-        rise = self._rise(second_order / (trial.tau * before.epsilon), is_curved)
-        now = self._with_gradient(trial, before)
+        own = second_order / trial.tau
+        # Without a step nothing is more than the noise.
+        bound = (trial.resolution / trial.tau).nan_to_num_(math.nan, math.nan)
+        curved = _Curved(own, bound, own.abs() > bound)
+        is_noise = ~curved.is_known
+        unsafe = known.epsilon / self.rule.safety
+        after = self._after_accepted(trial, second_order, known, curved, is_noise, unsafe)
+        after = torch.where(trial.accepted, after, self._after_rejected(known, curved, is_noise, unsafe))
+        return after.clamp_(self._low, self._high)
+
+    def _after_rejected(self, known: _Remembered, curved: _Curved, is_noise: Tensor, unsafe: Tensor) -> Tensor:
+        factor = (curved.own / unsafe).clamp_(1.1, 2.0).masked_fill_(is_noise, 2.0)
+        epsilon, eased = factor.mul_(known.epsilon), known.eased * self.rule._EASED
+        return torch.stack(known._replace(epsilon=epsilon, eased=eased))
+
+    def _after_accepted(
+        self,
+        trial: DeviceTrial,
+        second_order: Tensor,
+        known: _Remembered,
+        curved: _Curved,
+        is_noise: Tensor,
+        unsafe: Tensor,
+    ) -> Tensor:
+        known = known._replace(steps=known.steps + 1.0)
+        if self._raises_first:
+            epsilon = self._start(trial, known)
+            known, unsafe = known._replace(epsilon=epsilon), epsilon / self.rule.safety
+        known = self._averaged(trial, second_order, known, curved)._replace(grown=self._grown(trial.progress, known))
         if trial.tightened:
             # Its curvature tells nothing, its length does.
-            fall = self._slow(self._within(now.epsilon, now)).masked_fill_(now.settled == 0.0, 1.0)
+            factor = self._slow(self._within(unsafe, known, unsafe)).masked_fill_(known.settled == 0.0, 1.0)
         else:
-            now, fall = self._by_curvature(trial, second_order, is_curved, now)
-        epsilon = self._bounded(torch.where(trial.accepted, fall, rise) * now.epsilon)
-        eased = torch.where(trial.accepted, now.eased, now.eased * self.rule._EASED)
-        return torch.stack(now._replace(epsilon=epsilon, eased=eased))
+            target = torch.where(curved.is_known, known.second_order / known.tau, curved.bound)
+            ratio = self._within(target, known, unsafe)
+            is_far = ratio < _E
+            halves = is_far > known.settled
+            if not self._is_positive:
+                # A target of zero is infinitely far away, and is not approached by halves.
+                halves &= ratio > 0.0
+            factor = self._slow(ratio).masked_fill_(is_noise, 1.0).masked_fill_(halves, 0.5)
+            # A bool is less than another only if it is false.
+            known = known._replace(settled=torch.maximum(known.settled, is_far < curved.is_known))
+        return torch.stack(known._replace(epsilon=factor.mul_(known.epsilon)))
 
-    def _with_gradient(self, trial: DeviceTrial, known: _Remembered) -> _Remembered:
-        """With the gradient and the number of an accepted step."""
-        epsilon, relative = self._with_relative(trial, known)
-        return known._replace(
-            epsilon=epsilon,
-            length=self._usual(trial, known.length),
-            relative=relative,
-            steps=known.steps + trial.accepted,
-            grown=self._grown(trial, known),
-        )
-
-    def _with_relative(self, trial: DeviceTrial, known: _Remembered) -> tuple[Tensor, Tensor]:
-        """ε, to which the start may have been raised, and the usual relative length."""
-        epsilon, usual = known.epsilon, known.relative
-        if not self.rule.looks_at_weights:
-            return epsilon, usual
-        seen = trial.accepted & (trial.relative > 0.0) & (trial.relative < math.inf)
-        if self._raises_first:
-            raised = self._bounded(torch.maximum(epsilon, trial.relative / (2.0 * self._longest)))
-            epsilon = torch.where(seen & usual.isnan(), raised, epsilon)
+    def _averaged(self, trial: DeviceTrial, second_order: Tensor, known: _Remembered, curved: _Curved) -> _Remembered:
+        length = known.length if self._knows_length else torch.where(known.length.isnan(), trial.length, known.length)
+        usual = known.relative
         if not self._knows_relative:
             usual = torch.where(usual.isnan(), trial.relative, usual)
-        return epsilon, torch.where(seen, torch.lerp(trial.relative, usual, self.rule.memory), known.relative)
+        counted = trial.length
+        if self.rule.outlier is not None:
+            counted = torch.minimum(counted, self.rule.outlier * length)
+        old = before = self.memory[2:6]
+        if not (self._knows_length and self._knows_relative):
+            before = torch.stack([length, known.second_order, known.tau, usual])
+        shown = torch.stack([counted, second_order, trial.tau, trial.relative])
+        # Nothing that is tightened has a curvature; 0 · r < r says that r is positive and finite.
+        curves = torch.zeros_like(curved.is_known) if trial.tightened else curved.is_known
+        counts = torch.stack([trial.length < math.inf, curves, curves, 0.0 * trial.relative < trial.relative])
+        averages = torch.where(counts, torch.lerp(shown, before, self.rule.memory), old).unbind()
+        return known._replace(**dict(zip(_Remembered._fields[2:6], averages, strict=True)))
 
-    def _grown(self, trial: DeviceTrial, known: _Remembered) -> Tensor:
+    def _start(self, trial: DeviceTrial, known: _Remembered) -> Tensor:
+        """ε, as the start may have been raised for the first step."""
+        raised = torch.maximum(known.epsilon, (trial.relative / (2.0 * self._longest)).nan_to_num_(0.0, 0.0))
+        return torch.where(known.relative.isnan(), self._bounded(raised), known.epsilon)
+
+    def _grown(self, progress: float | None, known: _Remembered) -> Tensor:
         first, rule = self.rule._FIRST, self.rule
-        if trial.progress is not None:
-            return known.grown.masked_fill(
-                trial.accepted, min(first + (1.0 - first) * (trial.progress / rule._WARM_UP), 1.0)
-            )
-        grown = ((known.steps + 1.0) * ((1.0 - first) / rule._WARM_UP_STEPS)).add_(first).clamp_max_(1.0)
-        return torch.where(trial.accepted, grown, known.grown)
+        if progress is not None:
+            share = first + (1.0 - first) * progress / rule._WARM_UP
+            return self._one if share >= 1.0 else torch.full_like(self._one, share)
+        return (known.steps * ((1.0 - first) / rule._WARM_UP_STEPS)).add_(first).clamp_max_(1.0)
 
-    def _by_curvature(
-        self, trial: DeviceTrial, second_order: Tensor, is_curved: Tensor, known: _Remembered
-    ) -> tuple[_Remembered, Tensor]:
-        """With the curvature of an accepted step, and the factor of ε for it."""
-        counts = trial.accepted & is_curved
-        average = torch.where(
-            counts, torch.lerp(second_order, known.second_order, self.rule.memory), known.second_order
-        )
-        tau = torch.where(counts, torch.lerp(trial.tau, known.tau, self.rule.memory), known.tau)
-        target = torch.where(is_curved, average / tau, trial.resolution / trial.tau) * self.rule.safety
-        ratio = self._within(target, known)
-        is_far = (ratio < _E) & (trial.tau > 0.0)
-        factor = self._approach(ratio, is_far, known.settled, is_curved)
-        # A bool is less than another only if it is false.
-        settled = torch.maximum(known.settled, is_far < counts)
-        return known._replace(settled=settled, second_order=average, tau=tau), factor
+    def _within(self, target: Tensor, known: _Remembered, unsafe: Tensor) -> Tensor:
+        """The target, moved to where the step is neither too short nor too long, as a multiple of ε.
 
-    def _within(self, target: Tensor, known: _Remembered) -> Tensor:
-        """The target, moved to where the step is neither too short nor too long, as a multiple of ε."""
+        Args:
+            target: The target, divided by the safety as all here.
+            known: What is remembered.
+            unsafe: ε, too.
+        """
+        safety = self.rule.safety
         if self.rule.looks_at_weights:
-            wanted = 0.5 * known.relative
-            moved = target
-            if self.rule.shortest:
-                moved = torch.minimum(moved, wanted / (self.rule.shortest * known.grown * known.eased))
-            moved = torch.maximum(moved, wanted / self._longest)
+            shortest = self.rule.shortest or 0.0
+            lower = known.relative * (0.5 / safety / self._longest)
+            upper = known.relative * (0.5 / safety / shortest) / (known.grown * known.eased) if shortest else None
+            moved = target.clamp(lower, upper)
             target = moved if self._knows_relative else torch.where(known.relative.isnan(), target, moved)
-        return target.clamp_min(self.rule.floor).div_(known.epsilon)
+        if self.rule.floor or not self._is_positive:
+            target = target.clamp_min(self.rule.floor / safety)
+        return target / unsafe
 
-    def _approach(self, ratio: Tensor, is_far: Tensor, settled: Tensor, is_curved: Tensor) -> Tensor:
-        """The factor of ε after an accepted trial, ``ratio`` being that to its target."""
-        halves = is_far > settled
-        if not self.rule.floor:
-            # A target of zero is infinitely far away, and is not approached by halves.
-            halves &= ratio > 0.0
-        return torch.where(halves, ratio.clamp_min(0.5), self._slow(ratio).masked_fill_(~is_curved, 1.0))
+    @property
+    def _is_positive(self) -> bool:
+        """Whether no target can be zero."""
+        return self.rule.floor > 0.0 or (self._knows_relative and self._longest < math.inf)
 
     def _slow(self, ratio: Tensor) -> Tensor:
         return ratio.pow(self.rule.smoothing).clamp_(math.exp(-self.rule.fall), math.exp(self.rule.rise))
-
-    def _rise(self, own: Tensor, is_curved: Tensor) -> Tensor:
-        """The factor of ε after a rejected trial, by its own curvature."""
-        return (own * self.rule.safety).clamp_(1.1, 2.0).masked_fill_(~is_curved, 2.0)
-
-    def _usual(self, trial: DeviceTrial, length: Tensor) -> Tensor:
-        usual = length if self._knows_length else torch.where(length.isnan(), trial.length, length)
-        counted = trial.length
-        if self.rule.outlier is not None:
-            counted = torch.minimum(counted, self.rule.outlier * usual)
-        seen = trial.accepted & (trial.length < math.inf)
-        return torch.where(seen, torch.lerp(counted, usual, self.rule.memory), length)
 
     @override
     def numbers(self, state: dict[str, Any]) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_bsqh.namespace import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from lightning_bsqh.strategy.refusals import refuse_several
 from lightning_bsqh.strategy.several import Several
 
 
@@ -21,8 +22,12 @@ def become_several(strategy: Strategy, devices: Sequence[torch.device], num_node
         strategy: The strategy; it has not been set up yet.
         devices: Those of this machine, one process each.
         num_nodes: Number of machines.
+
+    Raises:
+        MisconfigurationException: If it decides on the device.
     """
     options: Any = vars(strategy)["_process_options"]
+    refuse_several(vars(strategy)["_options"].decide, options.shard)
     plain: ParallelStrategy
     if options.shard is None:
         kind: type = Several

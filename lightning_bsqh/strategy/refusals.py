@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning_bsqh.method.device_refusals import refusal
 from lightning_bsqh.namespace import (
     LearningRateFinder,
     MisconfigurationException,
@@ -50,6 +51,13 @@ def refuse_sharded(is_sharded: bool, shard: str | None) -> None:
     """Raises MisconfigurationException for sharded parameters that nobody has announced."""
     if is_sharded and shard is None:
         raise MisconfigurationException(WAY_OUT)
+
+
+def refuse_several(decide: str, shard: str | None) -> None:
+    """Raises MisconfigurationException if several processes, or one with some rows, were to decide on the device."""
+    if decide == "device":
+        what = ("several processes", "use devices=1 and num_nodes=1")
+        raise MisconfigurationException(refusal(*what if shard is None else (f"shard={shard!r}", "leave shard out")))
 
 
 def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

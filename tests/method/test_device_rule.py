@@ -83,6 +83,9 @@ def test_the_same_as_on_the_host(name: str, shown: list[Trial], renewed: int) ->
         if not host.looks_at_weights:
             trial = replace(trial, relative=math.nan)
         number = told(trial)
+        if math.isinf(trial.relative):
+            # As the device says that all weights are zero.
+            trial = replace(trial, relative=math.nan)
         own = host.epsilon_at(trial.progress)
         raised = device.epsilon_for(device.epsilon_at(trial.progress), number.length, number.relative)
         assert float(raised) == pytest.approx(host.epsilon_for(own, trial.length, trial.relative), rel=1e-9)

@@ -16,8 +16,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.amp import GradScaler
 
 from lightning_bsqh import (
     L0,
@@ -422,6 +424,32 @@ def test_accumulation_is_refused(make_trainer: Any, make_loader: Any, options: d
         options = {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2})]}
     with pytest.raises(MisconfigurationException, match="decide='device' cannot be used with accumulate_grad_batches"):
         make_trainer(BSQHStrategy(decide="device"), max_epochs=2, **options).fit(SmallModule(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devices": 2}, "several processes: use devices=1 and num_nodes=1, or decide='host'"),
+        ({"num_nodes": 2}, "several processes: use devices=1 and num_nodes=1, or decide='host'"),
+        ({"shard": "fsdp"}, "shard='fsdp': leave shard out, or decide='host'"),
+    ],
+)
+def test_several_devices_are_refused_by_the_trainer(make_trainer: Any, options: dict[str, Any], words: str) -> None:
+    own = {"shard": options.pop("shard")} if "shard" in options else {}
+    with pytest.raises(MisconfigurationException, match=f"decide='device' cannot be used with {words}"):
+        make_trainer(BSQHStrategy(decide="device", **own), **options)
+
+
+def test_a_scaler_is_refused_before_the_training(make_trainer: Any, make_loader: Any) -> None:
+    module = SmallModule()
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer = make_trainer(
+        BSQHStrategy(decide="device"), plugins=[MixedPrecision("16-mixed", "cpu", GradScaler("cpu"))]
+    )
+    with pytest.raises(MisconfigurationException, match="decide='device' cannot be used with precision='16-mixed'"):
+        trainer.fit(module, make_loader())
+    assert trainer.global_step == 0
+    assert all(map(torch.equal, before, module.parameters()))
 
 
 def test_single_precision() -> None:
