@@ -91,6 +91,7 @@ class Curvature(Augmentation):
         self.fall = number("fall", fall, low=0.0, open_low=True)
         self.rise = number("rise", rise, low=0.0, open_low=True)
         self.outlier = None if outlier is None else number("outlier", outlier, low=1.0, open_low=True)
+        self.looks_at_weights = self._limits_lengths()
         self._second_order = 0.0
         self._tau = 0.0
         # Whether ε has been near its target once: from then on it falls slowly.
@@ -103,17 +104,16 @@ class Curvature(Augmentation):
         self._grown = self._FIRST
         self._eased = 1.0
 
-    @property
-    @override
-    def looks_at_weights(self) -> bool:
-        return self.longest != math.inf or self.shortest != 0.0
-
     @override
     def prepare(self, defaults: RuleDefaults) -> None:
         super().prepare(defaults)
         self.longest = defaults.longest if self.longest is None else self.longest
         self.shortest = min(defaults.shortest, self.longest) if self.shortest is None else self.shortest
+        self.looks_at_weights = self._limits_lengths()
         self.epsilon = max(self.epsilon, self.floor)
+
+    def _limits_lengths(self) -> bool:
+        return self.longest != math.inf or self.shortest != 0.0
 
     @override
     def epsilon_for(self, epsilon: float, length: float, relative: float = math.nan) -> float:
