@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lightning_bsqh._validation import choice, integer, names, number, shown
@@ -120,8 +120,8 @@ class BSQHOptions:
             ValueError: If both are given, or ``epsilon`` is out of its range.
         """
         rule = make_augmentation(self.augmentation, self.epsilon)
-        defaults = make_metric(self.metric).rule_defaults
-        rule.prepare(defaults if self.full_batch is None else replace(defaults, shortest=0.0))
+        metric = make_metric(self.metric)
+        rule.prepare(metric.rule_defaults if self.full_batch is None else metric.full_batch_rule_defaults)
         return rule
 
 

@@ -44,8 +44,9 @@ class Metric(ABC):
     iteration is through, so that one that is skipped or interrupted leaves nothing.
     """
 
-    #: What the default rule for ε takes where the user has left it open.
+    #: What the default rule for ε takes where the user has left it open, in mini-batch mode and in full-batch mode.
     rule_defaults: RuleDefaults
+    full_batch_rule_defaults: RuleDefaults
 
     def largest_gradient(self, dtype: torch.dtype) -> float:
         """An element of G above it is as good as infinite."""
@@ -98,7 +99,7 @@ class Metric(ABC):
 class Euclidean(Metric):
     """D = 1, the plain method."""
 
-    rule_defaults = RuleDefaults(epsilon=5.0)
+    rule_defaults = full_batch_rule_defaults = RuleDefaults(epsilon=5.0)
 
     @override
     def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> float:
@@ -124,6 +125,8 @@ class RMS(Metric):
 
     # A weight whose gradient is as large as usual moves by 1/(2ε): at the start by as good as nothing.
     rule_defaults = RuleDefaults(epsilon=10_000.0, longest=0.3, shortest=0.1)
+    # There an iteration costs a pass over all data, and the curvature is exact.
+    full_batch_rule_defaults = RuleDefaults(epsilon=62.5, longest=0.3)
     decay = 0.999
     tiny = 1e-8
 
