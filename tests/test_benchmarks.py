@@ -38,7 +38,7 @@ def test_defaults_compares_like_with_like(ours: bool) -> None:
     from lightning_bsqh.zoo import SmallLeNet
     from lightning_bsqh.zoo.data import DigitsDataModule
 
-    accuracy, zeros = load("defaults").run(SmallLeNet(), DigitsDataModule(val_images=0), 3, ours)
+    accuracy, zeros = load("defaults").run(SmallLeNet(), DigitsDataModule(val_images=0), 2, ours)
     assert 0.1 < accuracy <= 1.0
     assert zeros == pytest.approx(0.9 if ours else 0.0, abs=1e-4)
 

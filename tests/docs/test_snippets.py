@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_bsqh import BSQHStrategy
 from lightning_bsqh.cli.main import main
 from tests.docs.pages import DOCS, GUIDE, PAGES, README, Block, blocks
-from tests.export.newer_torch import HAS_EXPORT
+from tests.export.newer_torch import HAS_EXPORT, WITHOUT_EXPORT
 
 BLOCKS = {page: blocks(page) for page in PAGES}
 FILES = [block for block in BLOCKS[GUIDE] if block.file is not None]
@@ -216,7 +216,7 @@ def test_snippet(block: Block, project: Path, monkeypatch: pytest.MonkeyPatch) -
         if word in block.text:
             pytest.importorskip(package)
     if "to_onnx" in block.text and not HAS_EXPORT:
-        pytest.skip(f"torch {torch.__version__} exports no dynamic shapes to ONNX")
+        pytest.skip(WITHOUT_EXPORT)
     if "WandbLogger" in block.text:
         # Else the service of an earlier run would look for relative folders where that was.
         importlib.import_module("wandb").teardown()

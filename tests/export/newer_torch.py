@@ -8,6 +8,5 @@ import pytest
 import torch
 
 HAS_EXPORT = "dynamic_shapes" in inspect.signature(torch.onnx.export).parameters
-needs_newer_torch = pytest.mark.skipif(
-    not HAS_EXPORT, reason=f"torch {torch.__version__} exports no dynamic shapes to ONNX"
-)
+WITHOUT_EXPORT = f"torch {torch.__version__} exports no dynamic shapes to ONNX"
+needs_newer_torch = pytest.mark.skipif(not HAS_EXPORT, reason=WITHOUT_EXPORT)

@@ -117,13 +117,14 @@ class Training:
         self.network = NETWORKS[network]()
         options = {"total_steps": STEPS, "max_trials": 1, "on_stall": "warn", **options}
         self.optimizer = BSQHOptimizer(self.network, decide=decide, **copy.deepcopy(options))
+        self.inputs = X
         self.odd = odd or {}
         self.flags: list[tuple[bool, bool]] = []
 
     def loss(self) -> torch.Tensor:
         step = self.optimizer.iterations
         part = slice(12 * (step % 8), 12 * (step % 8) + 12)
-        loss = cross_entropy(self.network, X[part], Y[part])
+        loss = cross_entropy(self.network, self.inputs[part], Y[part])
         factor = self.odd.get(step, 1.0)
         if factor == math.inf:
             # A finite loss whose gradient is not.
@@ -457,8 +458,7 @@ def test_single_precision() -> None:
     trainings = [Training(decide, regularizer=L0(rho=1e-3)) for decide in ("host", "device")]
     for training in trainings:
         training.network.float()
-        inputs = X.float()
-        training.loss = lambda t=training, x=inputs: cross_entropy(t.network, x, Y)  # type: ignore[method-assign]
+        training.inputs = X.float()
         training.run(20, watched=True)
     host, device = trainings
     assert host.flags == device.flags

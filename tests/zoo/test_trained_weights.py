@@ -49,7 +49,7 @@ def test_a_trained_network_made_sparse(make_trainer: Any, trained: Path) -> None
         torch.manual_seed(1)
         module = ImageClassifier(network(), num_classes=4, weights=weights)
         strategy = BSQHStrategy(Cardinality(sparsity=0.7, ramp=(0.0, 0.5)), epsilon=250.0)
-        trainer = make_trainer(strategy, max_epochs=6)
+        trainer = make_trainer(strategy, max_epochs=4)
         trainer.fit(module, loader())
         assert trainer.optimizers[0].sparsity() == pytest.approx(0.7, abs=0.01)
         return accuracy(module)
@@ -57,7 +57,7 @@ def test_a_trained_network_made_sparse(make_trainer: Any, trained: Path) -> None
     dense = ImageClassifier(network(), num_classes=4, weights=str(trained))
     assert accuracy(dense) > 0.95
     # Far ahead of what the same few epochs give from the start.
-    assert run(str(trained)) > run(None) + 0.05
+    assert run(str(trained)) > run(None) + 0.1
 
 
 def test_the_first_step_does_not_shake_the_network(make_trainer: Any, trained: Path) -> None:
