@@ -19,6 +19,7 @@ from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.stall import Stalled
 from lightning_bsqh.method.stepper import contested
+from lightning_bsqh.method.training import Inputs
 from lightning_bsqh.method.training_view import TrainingView
 from lightning_bsqh.network.layers import Layer, LayerChoice, acts_on_nothing, find_layers
 from lightning_bsqh.network.packing import check_dtypes
@@ -322,9 +323,8 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         if moved:
             self._training.stepper.forget()
         with ExitStack() as held:
-            found, stalled = self._training.iterate(
-                adjoint, trained, self.eta, self.max_trials, self.record_layers, held
-            )
+            inputs = Inputs(adjoint, trained, self.eta, self.max_trials, self.record_layers, held)
+            found, stalled = self._training.iterate(inputs)
             self._show_rate(self._training.take_epsilon() if found is None else found.epsilon)
         self._rows.release()
         if stalled is not None and self.options.on_stall == "raise":

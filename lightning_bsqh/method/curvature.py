@@ -58,11 +58,11 @@ class Curvature(Augmentation):
     """
 
     #: Share of the training, or steps, over which the shortest step grows.
-    _WARM_UP = 0.2
-    _WARM_UP_STEPS = 200
+    WARM_UP = 0.2
+    WARM_UP_STEPS = 200
     #: What the shortest step is at the start, and what a rejected trial leaves of it.
-    _FIRST = 0.25
-    _EASED = 0.8
+    FIRST = 0.25
+    EASED = 0.8
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Curvature(Augmentation):
         self._relative: float | None = None
         # How many steps there were, and what share of ``shortest`` holds.
         self._steps = 0
-        self._grown = self._FIRST
+        self._grown = self.FIRST
         self._eased = 1.0
 
     @override
@@ -128,7 +128,7 @@ class Curvature(Augmentation):
     @override
     def observe(self, trial: Trial) -> None:
         if not trial.accepted:
-            self._eased *= self._EASED
+            self._eased *= self.EASED
             self._rise(trial)
             return
         self._average_gradient(trial)
@@ -179,8 +179,8 @@ class Curvature(Augmentation):
     def _grow(self, progress: float | None) -> None:
         """The shortest step after another accepted one."""
         self._steps += 1
-        done = self._steps / self._WARM_UP_STEPS if progress is None else progress / self._WARM_UP
-        self._grown = min(self._FIRST + (1.0 - self._FIRST) * done, 1.0)
+        done = self._steps / self.WARM_UP_STEPS if progress is None else progress / self.WARM_UP
+        self._grown = min(self.FIRST + (1.0 - self.FIRST) * done, 1.0)
 
     def _average(self, trial: Trial) -> None:
         # The bias of the start is the same in both averages and cancels in their ratio.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class DeviceTrial:
     """What a rule learns from a trial, as :class:`~lightning_bsqh.method.trial.Trial`; scalars in double precision.
 
+    There is none where a constraint has just been tightened: such iterations are decided on the host.
+
     Attributes:
         accepted: Whether û became the iterate.
         change: L_B(û) − L_B(w), +∞ if L_B(û) is not finite.
@@ -29,8 +31,6 @@ class DeviceTrial:
         resolution: The rounding error of the loss.
         length: Σ G²/(4D).
         relative: ‖G/D‖/‖w‖; not finite if all weights are zero, not a number if the rule does not look at it.
-        tightened: Whether w violated a constraint that has just been tightened; known to the host, which decides such
-            steps itself.
         progress: Share of the training that is done, known to the host; None if its length is unknown.
     """
 
@@ -41,7 +41,6 @@ class DeviceTrial:
     resolution: Tensor
     length: Tensor
     relative: Tensor
-    tightened: bool = False
     progress: float | None = None
 
 
@@ -185,7 +184,7 @@ class CurvatureOnDevice(DeviceRule):
 
     def _after_rejected(self, known: _Remembered, curved: _Curved, is_noise: Tensor, unsafe: Tensor) -> Tensor:
         factor = (curved.own / unsafe).clamp_(1.1, 2.0).masked_fill_(is_noise, 2.0)
-        epsilon, eased = factor.mul_(known.epsilon), known.eased * self.rule._EASED
+        epsilon, eased = factor.mul_(known.epsilon), known.eased * self.rule.EASED
         return torch.stack(known._replace(epsilon=epsilon, eased=eased))
 
     def _after_accepted(
@@ -202,21 +201,17 @@ class CurvatureOnDevice(DeviceRule):
             epsilon = self._start(trial, known)
             known, unsafe = known._replace(epsilon=epsilon), epsilon / self.rule.safety
         known = self._averaged(trial, second_order, known, curved)._replace(grown=self._grown(trial.progress, known))
-        if trial.tightened:
-            # Its curvature tells nothing, its length does.
-            factor = self._slow(self._within(unsafe, known, unsafe)).masked_fill_(known.settled == 0.0, 1.0)
-        else:
-            target = torch.where(curved.is_known, known.second_order / known.tau, curved.bound)
-            ratio = self._within(target, known, unsafe)
-            is_far = ratio < _E
-            halves = is_far > known.settled
-            if not self._is_positive:
-                # A target of zero is infinitely far away, and is not approached by halves.
-                halves &= ratio > 0.0
-            factor = self._slow(ratio).masked_fill_(is_noise, 1.0).masked_fill_(halves, 0.5)
-            # A bool is less than another only if it is false.
-            known = known._replace(settled=torch.maximum(known.settled, is_far < curved.is_known))
-        return torch.stack(known._replace(epsilon=factor.mul_(known.epsilon)))
+        target = torch.where(curved.is_known, known.second_order / known.tau, curved.bound)
+        ratio = self._within(target, known, unsafe)
+        is_far = ratio < _E
+        halves = is_far > known.settled
+        if not self._is_positive:
+            # A target of zero is infinitely far away, and is not approached by halves.
+            halves &= ratio > 0.0
+        factor = self._slow(ratio).masked_fill_(is_noise, 1.0).masked_fill_(halves, 0.5)
+        # A bool is less than another only if it is false.
+        settled = torch.maximum(known.settled, is_far < curved.is_known)
+        return torch.stack(known._replace(settled=settled, epsilon=factor.mul_(known.epsilon)))
 
     def _averaged(self, trial: DeviceTrial, second_order: Tensor, known: _Remembered, curved: _Curved) -> _Remembered:
         length = known.length if self._knows_length else torch.where(known.length.isnan(), trial.length, known.length)
@@ -230,9 +225,9 @@ class CurvatureOnDevice(DeviceRule):
         if not (self._knows_length and self._knows_relative):
             before = torch.stack([length, known.second_order, known.tau, usual])
         shown = torch.stack([counted, second_order, trial.tau, trial.relative])
-        # Nothing that is tightened has a curvature; 0 · r < r says that r is positive and finite.
-        curves = torch.zeros_like(curved.is_known) if trial.tightened else curved.is_known
-        counts = torch.stack([trial.length < math.inf, curves, curves, 0.0 * trial.relative < trial.relative])
+        # 0 · r < r says that r is positive and finite.
+        has_relative, curves = 0.0 * trial.relative < trial.relative, curved.is_known
+        counts = torch.stack([trial.length < math.inf, curves, curves, has_relative])
         averages = torch.where(counts, torch.lerp(shown, before, self.rule.memory), old).unbind()
         return known._replace(**dict(zip(_Remembered._fields[2:6], averages, strict=True)))
 
@@ -242,11 +237,11 @@ class CurvatureOnDevice(DeviceRule):
         return torch.where(known.relative.isnan(), self._bounded(raised), known.epsilon)
 
     def _grown(self, progress: float | None, known: _Remembered) -> Tensor:
-        first, rule = self.rule._FIRST, self.rule
+        first, rule = self.rule.FIRST, self.rule
         if progress is not None:
-            share = first + (1.0 - first) * progress / rule._WARM_UP
+            share = first + (1.0 - first) * progress / rule.WARM_UP
             return self._one if share >= 1.0 else torch.full_like(self._one, share)
-        return (known.steps * ((1.0 - first) / rule._WARM_UP_STEPS)).add_(first).clamp_max_(1.0)
+        return (known.steps * ((1.0 - first) / rule.WARM_UP_STEPS)).add_(first).clamp_max_(1.0)
 
     def _within(self, target: Tensor, known: _Remembered, unsafe: Tensor) -> Tensor:
         """The target, moved to where the step is neither too short nor too long, as a multiple of ε.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,14 +17,13 @@ from lightning_bsqh.method.device_reports import Reports, apart, read
 from lightning_bsqh.method.device_rule import precision_on
 from lightning_bsqh.method.device_step import DeviceStepper, Live
 from lightning_bsqh.method.history import History
-from lightning_bsqh.method.search import Found, NoStep, loss_change
+from lightning_bsqh.method.search import Found, loss_change
 from lightning_bsqh.method.trained import Trained
-from lightning_bsqh.method.training import Training
+from lightning_bsqh.method.training import Inputs, Training
 from lightning_bsqh.network.tree import version
 from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.regularizers import Regularizer
 from lightning_bsqh.regularizers.same import same
-from lightning_bsqh.sweeps.base import AdjointPass
 
 
 @dataclass(frozen=True)
@@ -108,76 +106,53 @@ class DeviceTraining(Training):
             self._epsilon = numbers["epsilon"] if numbers["finite"] else self._epsilon
 
     @override
-    def iterate(
-        self,
-        adjoint: AdjointPass,
-        trained: Trained,
-        eta: float,
-        max_trials: int,
-        record_layers: bool,
-        held: ExitStack,
-    ) -> tuple[Found | None, str | None]:
+    def iterate(self, inputs: Inputs) -> tuple[Found | None, str | None]:
         self.last_layers = None
-        if adjoint.loss is None:
+        inputs = replace(inputs, max_trials=1)
+        if inputs.adjoint.loss is None:
             self.settle()
-            return super().iterate(adjoint, trained, eta, 1, record_layers, held)
-        marks = self.regularization.marks()
+            return super().iterate(inputs)
+        trained, marks = inputs.trained, self.regularization.marks()
         try:
             regularizer = self.regularization.begin(trained.regularized_names, self.iterations)
             is_free = self._is_satisfied(trained, regularizer)
             if is_free:
-                self._iterate_on_device(adjoint, trained, regularizer, eta, record_layers, held)
+                self._iterate_on_device(inputs, regularizer)
             else:
                 self.regularization.go_back_to(marks)
         except BaseException as error:
-            held.enter_context(uninterrupted())
-            self.regularization.go_back_to(marks)
-            if not isinstance(error, NoStep):
-                raise
-            self.settle()
-            self._check_first(error.loss)
-            adjoint.undo()
-            return None, self._skip(error.loss, counted=True)
+            return None, self._skip(self._no_step(error, inputs, marks).loss, counted=True)
         if is_free:
             return None, self._take_stalled()
-        return self._iterate_on_host(adjoint, trained, regularizer, eta, record_layers, held)
+        return self._iterate_on_host(inputs, regularizer)
 
-    def _iterate_on_host(
-        self,
-        adjoint: AdjointPass,
-        trained: Trained,
-        regularizer: Regularizer,
-        eta: float,
-        record_layers: bool,
-        held: ExitStack,
-    ) -> tuple[Found | None, str | None]:
+    def _iterate_on_host(self, inputs: Inputs, regularizer: Regularizer) -> tuple[Found | None, str | None]:
         """As a Training does it, with one trial."""
         self.settle()
-        found, stalled = super().iterate(adjoint, trained, eta, 1, record_layers, held)
+        found, stalled = super().iterate(inputs)
         if found is not None:
             # What has been heard of by settling is older.
             self._epsilon = None
         admits = found is not None and (found.accepted or not found.tightened)
-        self._satisfied = Satisfied.by(trained, regularizer) if admits else None
+        self._satisfied = Satisfied.by(inputs.trained, regularizer) if admits else None
         return found, stalled
 
-    def _iterate_on_device(
-        self,
-        adjoint: AdjointPass,
-        trained: Trained,
-        regularizer: Regularizer,
-        eta: float,
-        record_layers: bool,
-        held: ExitStack,
-    ) -> None:
+    def _iterate_on_device(self, inputs: Inputs, regularizer: Regularizer) -> None:
+        trained = inputs.trained
         if not self.stepper.is_packed(trained):
             self.settle()
         if self._live is None:
             self._live = self._put_on_device(trained)
         is_first = not self.history.has_begun and not len(self._reports)
-        options = self._options(trained, eta, 1)
         row, layers = self.stepper.step_on_device(
-            adjoint, trained, regularizer, self._live, options, record_layers, is_first, held
+            inputs.adjoint,
+            trained,
+            regularizer,
+            self._live,
+            self._options(inputs),
+            inputs.record_layers,
+            is_first,
+            inputs.held,
         )
         self._reports.add(row)
         self._satisfied = Satisfied.by(trained, regularizer)
@@ -198,6 +173,12 @@ class DeviceTraining(Training):
             return True
         with torch.no_grad():
             return bool(regularizer.admits([p.detach() for p in _regularized(trained)]))
+
+    @override
+    def _check_first(self, loss: float) -> None:
+        # Only then it is known whether there was one before.
+        self.settle()
+        super()._check_first(loss)
 
     def _take_stalled(self) -> str | None:
         stalled, self._stalled = self._stalled, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_bsqh.method.augmentation import Augmentation, Trial
@@ -18,6 +19,27 @@ from lightning_bsqh.method.trained import Trained
 from lightning_bsqh.method.trial_schedule import TrialSchedule
 from lightning_bsqh.network.uninterrupted import uninterrupted
 from lightning_bsqh.sweeps.base import AdjointPass
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one iteration is given.
+
+    Attributes:
+        adjoint: The forward and adjoint sweep at w.
+        trained: What moves.
+        eta: η of the acceptance test.
+        max_trials: Largest number of candidates that are compared.
+        record_layers: Whether to report on every layer.
+        held: From where the iteration cannot be taken back any more until this is closed, interrupts wait.
+    """
+
+    adjoint: AdjointPass
+    trained: Trained
+    eta: float
+    max_trials: int
+    record_layers: bool
+    held: ExitStack
 
 
 class Training:
@@ -67,24 +89,11 @@ class Training:
         """The ε of the last iteration of which the host has heard only since the last call; None if there is none."""
         return None
 
-    def iterate(
-        self,
-        adjoint: AdjointPass,
-        trained: Trained,
-        eta: float,
-        max_trials: int,
-        record_layers: bool,
-        held: ExitStack,
-    ) -> tuple[Found | None, str | None]:
+    def iterate(self, inputs: Inputs) -> tuple[Found | None, str | None]:
         """One iteration.
 
         Args:
-            adjoint: The forward and adjoint sweep at w.
-            trained: What moves.
-            eta: η of the acceptance test.
-            max_trials: Largest number of candidates that are compared.
-            record_layers: Whether to report on every layer.
-            held: From where the iteration cannot be taken back any more until this is closed, interrupts wait.
+            inputs: What it is given.
 
         Returns:
             How the search ended, None if the batch was skipped; and what to say if the training stands still now.
@@ -93,33 +102,50 @@ class Training:
             ValueError: If the very first loss is not finite.
         """
         self.last_layers = None
-        if adjoint.loss is None:
+        if inputs.adjoint.loss is None:
             return None, self._skip(math.nan, counted=False)
-        marks = self.regularization.marks()
-        options = self._options(trained, eta, max_trials)
+        trained, marks = inputs.trained, self.regularization.marks()
         epsilon = self.augmentation.epsilon
         try:
             regularizer = self.regularization.begin(trained.regularized_names, self.history.iterations)
             if trained.shards is not None:
                 regularizer = regularizer.on_shards(trained.shards)
             found, self.last_layers = self.stepper.step(
-                adjoint, trained, regularizer, self.augmentation, options, record_layers, held
+                inputs.adjoint,
+                trained,
+                regularizer,
+                self.augmentation,
+                self._options(inputs),
+                inputs.record_layers,
+                inputs.held,
             )
         except BaseException as error:
-            held.enter_context(uninterrupted())
-            self.regularization.go_back_to(marks)
-            if not isinstance(error, NoStep):
-                raise
-            self._check_first(error.loss)
-            adjoint.undo()
-            return None, self._leave_out(trained, error)
+            return None, self._leave_out(trained, self._no_step(error, inputs, marks))
         moved = math.log(self.augmentation.epsilon / epsilon)
         self.schedule.observe(found, self.history.iterations, moved)
         return found, self.history.record(found)
 
-    def _options(self, trained: Trained, eta: float, max_trials: int) -> SearchOptions:
-        largest, tests = self.metric.largest_gradient(trained.dtype), self.schedule
-        return SearchOptions(eta, max_trials, self.progress, largest, tests.is_due, tests.stands_for, tests.loss_limit)
+    def _options(self, inputs: Inputs) -> SearchOptions:
+        largest, tests = self.metric.largest_gradient(inputs.trained.dtype), self.schedule
+        return SearchOptions(
+            inputs.eta,
+            inputs.max_trials,
+            self.progress,
+            largest,
+            tests.is_due,
+            tests.stands_for,
+            tests.loss_limit,
+        )
+
+    def _no_step(self, error: BaseException, inputs: Inputs, marks: Mapping[str, Any]) -> NoStep:
+        """Takes an iteration back that has raised, and raises its error unless the batch is only to be left out."""
+        inputs.held.enter_context(uninterrupted())
+        self.regularization.go_back_to(marks)
+        if not isinstance(error, NoStep):
+            raise error
+        self._check_first(error.loss)
+        inputs.adjoint.undo()
+        return error
 
     def _leave_out(self, trained: Trained, error: NoStep) -> str | None:
         """A batch that there is no step on; the step before it is taken back if it was not tested."""
