@@ -1,4 +1,4 @@
-"""A training that is started as users start theirs: ``script.py launchers|elastic FOLDER``."""
+"""A training that is started as users start theirs: ``script.py launchers|elastic|slurm FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from typing_extensions import override
 
 import lightning_bsqh
@@ -68,6 +69,14 @@ def launchers(folder: Path) -> None:
     torch.save(weights(trainer.lightning_module), folder / f"popen{trainer.global_rank}.pt")
 
 
+def slurm(folder: Path) -> None:
+    """What srun starts once per process."""
+    trainer = make_trainer("bsqh", folder, 2, max_steps=4)
+    assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment)
+    trainer.fit(Classes(), _shuffled())
+    torch.save(weights(trainer.lightning_module), folder / f"slurm{trainer.global_rank}.pt")
+
+
 def notebook(folder: Path) -> None:
     """Two cells of a notebook: a training by forked processes, and one that goes on with its weights."""
     module, found = Classes(), []
@@ -85,4 +94,4 @@ def _shuffled() -> Any:
 
 if __name__ == "__main__":
     accept_weights_only()
-    {"elastic": elastic, "launchers": launchers}[sys.argv[1]](Path(sys.argv[2]))
+    {"elastic": elastic, "launchers": launchers, "slurm": slurm}[sys.argv[1]](Path(sys.argv[2]))

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -26,19 +28,37 @@ SCRIPT = ["-m", "tests.processes.script"]
 _STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], told: Mapping[str, str] | None = None) -> None:
     """Runs Python in the project's root, with its output in the message if it fails."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **_STORE},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **_STORE, **(told or {})},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def srun(rank: int, port: int) -> dict[str, str]:
+    """What srun tells the processes of a job with two tasks on one node."""
+    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost", "MASTER_PORT": str(port)}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    return {**job, **tasks, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0"}
+
+
+@pytest.mark.slow
+def test_slurm_starts_the_processes(tmp_path: Path) -> None:
+    port = free_port()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda rank: run([*SCRIPT, "slurm", str(tmp_path)], srun(rank, port)), range(2)))
+    run([*SCRIPT, "launchers", str(tmp_path)])
+    found = [torch.load(tmp_path / f"{name}.pt") for name in ("slurm0", "slurm1", "popen0")]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
 
 
 @pytest.mark.slow
