@@ -49,6 +49,8 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         augmentation: The rule for ε. None takes ``Curvature()``. Copied, so that it can be used again.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"`` (method §4).
+        averaging: The share of the past, in [0, 1), in Ḡ ← share · Ḡ + (1 − share) · G, along which candidates are made
+            (method §4). None takes 0.8 with ``"rms"`` and 0 else; 0 in full-batch mode and in gauss-seidel sweeps.
         eta: η ≥ 0 of the acceptance test J_B(û) − J_B(w) ≤ −ητ.
         max_trials: Largest number of trial sweeps per iteration, at least 1.
         trial_every: 1 tests every step by a trial sweep. A larger integer, or ``"auto"`` for 8, tests more rarely in
@@ -89,6 +91,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         augmentation: Augmentation | None = None,
         epsilon: float | None = None,
         metric: str = "rms",
+        averaging: float | None = None,
         eta: float = 1e-4,
         max_trials: int = 6,
         trial_every: int | str = 1,

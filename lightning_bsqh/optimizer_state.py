@@ -101,7 +101,7 @@ def _check_tensors(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
         )
     for group, saved in zip(groups, saved_groups, strict=True):
         for parameter, key in zip(group["params"], saved["params"], strict=True):
-            for name in ("mean_square", "before"):
+            for name in ("mean_square", "mean", "before"):
                 if (value := entries.get(key, {}).get(name)) is not None:
                     _check_shape(name, value, parameter, str(group["name"]))
             if (mean := entries.get(key, {}).get("mean_square")) is not None:

@@ -32,6 +32,7 @@ class BSQHOptions:
     augmentation: Augmentation | None = None
     epsilon: float | None = None
     metric: str = "rms"
+    averaging: float | None = None
     eta: float = 1e-4
     max_trials: int = 6
     trial_every: int | str = 1
@@ -71,6 +72,7 @@ class BSQHOptions:
             check_option(self.regularizer, self.regularize)
         rule = self.make_augmentation()
         self._check_sweep()
+        self._check_averaging()
         if self.decide == "device":
             check_options(self, rule)
 
@@ -86,6 +88,24 @@ class BSQHOptions:
                 f"trial_every={self.trial_every!r} is for batch_mode='mini' with sweep='jacobi': full-batch mode"
                 " promises a decrease in every iteration, and in a gauss-seidel sweep the trial makes the candidate."
             )
+
+    def _check_averaging(self) -> None:
+        if self.averaging is None:
+            return
+        number("averaging", self.averaging, low=0.0, high=1.0, open_high=True)
+        if self.averaging and self._tests_all:
+            raise ValueError(
+                f"averaging={self.averaging!r} is for batch_mode='mini' with sweep='jacobi': in full-batch mode the"
+                " gradient is that of all data, and in a gauss-seidel sweep that of layers which have moved already."
+                " Leave it out."
+            )
+
+    @property
+    def share_of_past(self) -> float:
+        """The share of the past in Ḡ: the user's, or the metric's."""
+        if self._tests_all:
+            return 0.0
+        return make_metric(self.metric).averaging if self.averaging is None else self.averaging
 
     @property
     def _tests_all(self) -> bool:

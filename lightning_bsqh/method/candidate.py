@@ -22,6 +22,7 @@ class Candidate:
         excess: What Σ_l⟨p, λ(x, û) − λ(x, w)⟩ exceeds the slope by, over the layers that are not affine and whose
             true K was evaluated.
         proposed: ‖û − w‖²_D of the closed form, before û was moved back for the sake of the true K; 0 if it was not.
+        mean_slope: ⟨Ḡ, û − w⟩, where û was made along an average; None where it was made along G.
     """
 
     slope: Tensor | float
@@ -30,10 +31,11 @@ class Candidate:
     base_penalty: Tensor | float
     excess: float = 0.0
     proposed: Tensor | float = 0.0
+    mean_slope: Tensor | float | None = None
 
     def scalars(self) -> dict[str, Tensor | float]:
         """What has to be read, by name."""
-        return {
+        found = {
             "slope": self.slope,
             "tau": self.tau,
             "penalty": self.penalty,
@@ -41,6 +43,7 @@ class Candidate:
             "excess": self.excess,
             "proposed": self.proposed,
         }
+        return found if self.mean_slope is None else {**found, "mean_slope": self.mean_slope}
 
     @classmethod
     def read_from(cls, values: Mapping[str, float]) -> Candidate:
@@ -49,7 +52,8 @@ class Candidate:
         Args:
             values: What has been read, by the names of :meth:`scalars`.
         """
-        return cls(*(values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess", "proposed")))
+        given = [values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess", "proposed")]
+        return cls(*given, values.get("mean_slope"))
 
     @property
     def was_thrown_away(self) -> bool:
@@ -62,8 +66,9 @@ class Candidate:
         return float(self.penalty - self.base_penalty)
 
     def gain(self, epsilon: float) -> float:
-        """K_ε(û; w) − K_ε(w; w), summed over the layers."""
-        return float(augmented_gain(self.slope + self.excess, self.penalty - self.base_penalty, epsilon, self.tau))
+        """K_ε(û; w) − K_ε(w; w), summed over the layers; of the K that û was made with."""
+        slope = self.slope if self.mean_slope is None else self.mean_slope
+        return float(augmented_gain(slope + self.excess, self.penalty - self.base_penalty, epsilon, self.tau))
 
 
 @dataclass(frozen=True)

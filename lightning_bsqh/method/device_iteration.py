@@ -45,8 +45,7 @@ class DeviceIteration(Iteration):
             What û is worth, and its ε.
         """
         metric = self._metrics()
-        directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
-        self._look_at(directions)
+        directions = self._directions(metric)
         self.length = self._precise("length")
         self.relative = self._measured_relative()
         epsilon = epsilon_for(self.length, self.relative)

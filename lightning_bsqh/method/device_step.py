@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_bsqh.method.averaging import AveragingOnDevice
 from lightning_bsqh.method.candidate import Candidate
 from lightning_bsqh.method.device_iteration import DeviceIteration
 from lightning_bsqh.method.device_metric import DeviceMetric, metric_on_device
@@ -34,10 +35,12 @@ class Live:
     Attributes:
         rule: The rule for ε.
         metric: D.
+        averaging: Ḡ.
     """
 
     rule: DeviceRule
     metric: DeviceMetric
+    averaging: AveragingOnDevice
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class DeviceStepper(Stepper):
         """D with what is remembered of the parameters, for their present packs."""
         packs = self._packs_of(trained, trained.regularized_positions)
         return metric_on_device(self._metric, packs, trained.states)
+
+    def averaging_on_device(self, trained: Trained) -> AveragingOnDevice:
+        """Ḡ with what is remembered of the parameters, for their present packs."""
+        packs = self._packs_of(trained, trained.regularized_positions)
+        return AveragingOnDevice(self._averaging, packs, trained.states)
 
     @torch.no_grad()
     def step_on_device(
@@ -122,6 +130,7 @@ class DeviceStepper(Stepper):
         adjoint.undo_unless(decision.finite)
         for pack, gradient in zip(iteration.packs, iteration.slopes, strict=True):
             live.metric.commit(pack, gradient, decision.finite)
+            live.averaging.commit(pack, gradient, decision.finite, decision.accepted)
         live.rule.memory = decision.memory
         return decision.row, decision.layers
 
@@ -137,7 +146,14 @@ class DeviceStepper(Stepper):
         parameters = list(trained.parameters.values())
         looks = live.rule.rule.looks_at_weights
         return DeviceIteration(
-            parameters, gradients, metric, regularizer, regularized, packs=packs, looks_at_weights=looks
+            parameters,
+            gradients,
+            metric,
+            regularizer,
+            regularized,
+            packs=packs,
+            looks_at_weights=looks,
+            mean=live.averaging.direction,
         )
 
     def _decide(

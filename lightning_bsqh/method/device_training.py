@@ -92,13 +92,14 @@ class DeviceTraining(Training):
             live, self._live = self._live, None
             vectors = [row.values for row in rows]
             if live is not None:
-                vectors += [live.rule.memory, *live.metric.numbers()]
+                vectors += [live.rule.memory, *live.metric.numbers(), *live.averaging.numbers()]
             numbers = iter(read(vectors))
             self._record(arrived + apart(rows, [next(numbers) for row in rows for _ in row.names]))
             if live is not None:
                 memory = [next(numbers) for _ in range(len(live.rule.memory))]
                 self.augmentation.load_state_dict(live.rule.state_dict(memory))
                 live.metric.write_back(numbers)
+                live.averaging.write_back(numbers)
 
     def _record(self, reports: Sequence[Mapping[str, float]]) -> None:
         for numbers in reports:
@@ -166,7 +167,7 @@ class DeviceTraining(Training):
         device = next(iter(trained.parameters.values())).device
         rule = self.augmentation.on_device(device, precision_on(device))
         assert rule is not None, "the options have been checked"
-        return Live(rule, self.stepper.metric_on_device(trained))
+        return Live(rule, self.stepper.metric_on_device(trained), self.stepper.averaging_on_device(trained))
 
     def _is_satisfied(self, trained: Trained, regularizer: Regularizer) -> bool:
         if self._satisfied is not None and self._satisfied.holds(trained, regularizer):
@@ -195,7 +196,8 @@ def record(history: History, numbers: Mapping[str, float]) -> str | None:
     """Takes note of an iteration of which the host has just heard; gives what to say of a stall."""
     if not numbers["finite"]:
         return history.skip(numbers["loss"], numbers["own"], counted=True)
-    candidate = Candidate(*(numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty")))
+    given = [numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty")]
+    candidate = Candidate(*given, mean_slope=numbers.get("mean_slope"))
     found = Found(
         loss=numbers["loss"],
         base_loss=numbers["loss"],

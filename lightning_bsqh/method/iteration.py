@@ -17,6 +17,8 @@ from lightning_bsqh.regularizers import MetricWeight, Regularizer
 
 #: Gives D of one pack's parameters: shape ``[n]``, or a scalar.
 PackMetric = Callable[[Pack, Tensor], MetricWeight]
+#: Gives −Ḡ of one pack's parameters: shape ``[n]``.
+PackMean = Callable[[Pack, Tensor], Tensor]
 
 
 class Iteration:
@@ -37,6 +39,8 @@ class Iteration:
             where only the device knows.
         apart: Whether R has to see the tensors apart, although it could do without.
         looks_at_weights: Whether ‖G/D‖ and ‖w‖ are wanted, too.
+        mean: Gives −Ḡ, along which candidates are made until :meth:`follow_own_gradient`; None takes −G. Called anew
+            for every candidate, as ``metric`` is.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Iteration:
         unreached: Mapping[int, bool | None] | None = None,
         apart: bool = False,
         looks_at_weights: bool = False,
+        mean: PackMean | None = None,
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
@@ -75,6 +80,7 @@ class Iteration:
         self._excess = 0.0
         self._unreached = unreached or {}
         self._looks_at_weights = looks_at_weights
+        self._mean = mean
         self._of_gradient: dict[str, Tensor | float] = {}
         self._enough: Tensor | bool = True
         base = self._weights(self._base)
@@ -97,6 +103,10 @@ class Iteration:
         """
         return {"admitted": self.admitted, "enough": self._enough, **self._of_gradient}
 
+    def follow_own_gradient(self) -> None:
+        """From now on candidates are made of the batch's own G: for a large enough ε it lowers the batch's own J."""
+        self._mean = None
+
     def take_apart(self) -> None:
         """From now on R sees the tensors apart, as what it made of the one vector leaves some of them too little."""
         self._on_vector, self._acting = None, self._regularizer
@@ -112,9 +122,7 @@ class Iteration:
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
         metric = self._metrics()
-        directions = [g / d for g, d in zip(self.slopes, metric, strict=True)]
-        if not self._of_gradient:
-            self._look_at(directions)
+        directions = self._directions(metric)
         points = [torch.add(w, s, alpha=-0.5 / epsilon) for w, s in zip(self._base, directions, strict=True)]
         del directions
         weights = self._weights(points)
@@ -125,6 +133,18 @@ class Iteration:
             return self._measure(points, metric)
         proposed = self._measure(points, metric).tau
         return replace(self._safeguarded_(metric, epsilon), proposed=proposed)
+
+    def _directions(self, metric: Sequence[MetricWeight]) -> list[Tensor]:
+        """−Ḡ/D of every pack; the first time G is looked at, too."""
+        own = None
+        if self._mean is None or not self._of_gradient:
+            own = [g / d for g, d in zip(self.slopes, metric, strict=True)]
+        if own is not None and not self._of_gradient:
+            self._look_at(own)
+        if own is not None and self._mean is None:
+            return own
+        del own
+        return [m / d for m, d in zip(self._means(), metric, strict=True)]
 
     def _look_at(self, directions: Sequence[Tensor]) -> None:
         lengths = [torch.dot(g, s) for g, s in zip(self.slopes, directions, strict=True)]
@@ -139,9 +159,8 @@ class Iteration:
             self._of_gradient[f"reached/{i}"] = on_device if known is None else float(known)
 
     def _safeguarded_(self, metric: Sequence[MetricWeight], epsilon: float) -> Candidate:
-        excess = self._safeguard.apply_(
-            self._checks, self._of_parameters(self._base), self.gradients, self._of_parameters(metric), epsilon
-        )
+        base, weights, means = (self._of_parameters(vectors) for vectors in (self._base, metric, self._means()))
+        excess = self._safeguard.apply_(self._checks, base, self.gradients, weights, epsilon, means)
         candidate = self._measure(self.values(), metric, excess)
         if self._regularizer.couples_tensors and not self.tightened and not candidate.gain(epsilon) >= 0.0:
             # What one layer gives up for another is worth it in the linearization, but not in the true K.
@@ -200,13 +219,16 @@ class Iteration:
         return self._measure(self.values(), self._metrics())
 
     def _measure(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], excess: float = 0.0) -> Candidate:
-        slopes, taus = [], []
-        for u, w, g, d in zip(points, self._base, self.slopes, metric, strict=True):
+        slopes, taus, along = [], [], []
+        for u, w, g, d, m in zip(points, self._base, self.slopes, metric, self._means(), strict=True):
             step = u - w
             slopes.append(torch.dot(g, step))
             taus.append(squared_length(step, d))
+            if m is not g:
+                along.append(torch.dot(m, step))
         penalty = self._acting.penalty(self._weights(points))
-        return Candidate(-_total(slopes), _total(taus), penalty, self.penalty, excess)
+        mean_slope = -_total(along) if along else None
+        return Candidate(-_total(slopes), _total(taus), penalty, self.penalty, excess, mean_slope=mean_slope)
 
     def terms(self, layers: Mapping[str, Sequence[int]], epsilon: float) -> dict[str, LayerTerms]:
         """Hamiltonian and gain, layer by layer, without another sweep.
@@ -215,21 +237,26 @@ class Iteration:
             layers: The positions of each layer's tensors.
             epsilon: The ε of K.
         """
-        base = self._of_parameters(self._base)
+        base, means = self._of_parameters(self._base), self._of_parameters(self._means())
         metric = self._of_parameters(self._metrics())
-        return {name: self._terms(positions, base, metric, epsilon) for name, positions in layers.items()}
+        return {name: self._terms(positions, base, means, metric, epsilon) for name, positions in layers.items()}
 
     def _terms(
-        self, positions: Sequence[int], base: Sequence[Tensor], metric: Sequence[MetricWeight], epsilon: float
+        self,
+        positions: Sequence[int],
+        base: Sequence[Tensor],
+        means: Sequence[Tensor],
+        metric: Sequence[MetricWeight],
+        epsilon: float,
     ) -> LayerTerms:
         alignments, slopes, taus = [0.0], [0.0], [0.0]
         for i in positions:
             w, d = base[i].flatten().double(), metric[i]
             step = self.parameters[i].detach().flatten().double() - w
             taus.append(float(squared_length(step, d.double() if isinstance(d, Tensor) else d)))
+            slopes.append(-float(torch.dot(means[i].flatten().double(), step)))
             if (gradient := self.gradients[i]) is not None:
                 alignments.append(-float(torch.dot(gradient.flatten().double(), w)))
-                slopes.append(-float(torch.dot(gradient.flatten().double(), step)))
         own = [i for i in self._regularized if i in positions]
         before = after = 0.0
         if own:
@@ -256,6 +283,12 @@ class Iteration:
     def _metrics(self) -> list[MetricWeight]:
         """D of every pack, made anew so that it takes no memory during the sweeps."""
         return [self._metric(pack, g) for pack, g in zip(self.packs, self.slopes, strict=True)]
+
+    def _means(self) -> list[Tensor]:
+        """−Ḡ of every pack, made anew like D."""
+        if self._mean is None:
+            return list(self.slopes)
+        return [self._mean(pack, g) for pack, g in zip(self.packs, self.slopes, strict=True)]
 
     def values(self) -> list[Tensor]:
         """A copy of what the parameters hold, to be put back by :meth:`put_`."""

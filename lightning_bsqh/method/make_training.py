@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_bsqh.method.averaging import Averaging
 from lightning_bsqh.method.device_refusals import check_layers
 from lightning_bsqh.method.device_step import DeviceStepper
 from lightning_bsqh.method.device_training import DeviceTraining
@@ -30,7 +31,8 @@ def make_training(layers: Sequence[Layer], regularization: Regularization, optio
     """
     metric = make_metric(options.metric)
     parts = (metric, regularization, options.make_augmentation(), TrialSchedule(options.longest_interval))
+    averaging = Averaging(options.share_of_past)
     if options.decide == "host":
-        return Training(Stepper(layers, metric, options.sweep, Reduction()), *parts)
+        return Training(Stepper(layers, metric, options.sweep, Reduction(), averaging), *parts)
     check_layers(layers)
-    return DeviceTraining(DeviceStepper(layers, metric, options.sweep, Reduction()), *parts)
+    return DeviceTraining(DeviceStepper(layers, metric, options.sweep, Reduction(), averaging), *parts)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import shown
 from lightning_bsqh.method.augmentation import RuleDefaults
-from lightning_bsqh.network.packing import Pack
+from lightning_bsqh.network.packing import Pack, are_views
 from lightning_bsqh.regularizers.base import MetricWeight
 
 
@@ -47,6 +47,8 @@ class Metric(ABC):
     #: What the default rule for ε takes where the user has left it open, in mini-batch mode and in full-batch mode.
     rule_defaults: RuleDefaults
     full_batch_rule_defaults: RuleDefaults
+    #: The share of the past in the gradient that candidates are made of, where the user has left it open.
+    averaging = 0.0
 
     def largest_gradient(self, dtype: torch.dtype) -> float:
         """An element of G above it is as good as infinite."""
@@ -127,6 +129,7 @@ class RMS(Metric):
     rule_defaults = RuleDefaults(epsilon=10_000.0, longest=0.3, shortest=0.1)
     # There an iteration costs a pass over all data, and the curvature is exact.
     full_batch_rule_defaults = RuleDefaults(epsilon=62.5, longest=0.3)
+    averaging = 0.8
     decay = 0.999
     tiny = 1e-8
 
@@ -202,19 +205,14 @@ class RMS(Metric):
     def mean_of(self, pack: Pack, states: Sequence[dict[str, Any]]) -> Tensor:
         """The running means of a pack in one vector, of which the states hold views."""
         known = self._means.get(pack)
-        if known is None or not _are_views(states, known):
+        # Loading a state puts other tensors there.
+        if known is None or not are_views([s for s in states if "mean_square" in s], "mean_square", known):
             known = torch.zeros_like(pack.values())
             for piece, state in zip(pack.pieces(known), states, strict=True):
                 if "mean_square" in state:
                     state["mean_square"] = piece.copy_(state["mean_square"])
             self._means[pack] = known
         return known
-
-
-def _are_views(states: Sequence[Mapping[str, Any]], vector: Tensor) -> bool:
-    # Loading a state puts other tensors there.
-    storage = vector.untyped_storage().data_ptr()
-    return all(s["mean_square"].untyped_storage().data_ptr() == storage for s in states if "mean_square" in s)
 
 
 def make_metric(name: str) -> Metric:

@@ -29,6 +29,33 @@ class TrueHamiltonian:
     alignment: Callable[[], float]
 
 
+@dataclass(frozen=True)
+class Linear:
+    """The linear parts of an iteration's Hamiltonians.
+
+    Attributes:
+        base: w, for all parameters.
+        gradients: −G, for all parameters.
+        means: −Ḡ, for all parameters.
+    """
+
+    base: Sequence[Tensor]
+    gradients: Sequence[Tensor | None]
+    means: Sequence[Tensor | None]
+
+    @staticmethod
+    def change(ascents: Sequence[Tensor | None], positions: Sequence[int], steps: Sequence[Tensor]) -> float:
+        """⟨G, û − w⟩ of one layer.
+
+        Args:
+            ascents: −G, for all parameters.
+            positions: Where the layer's tensors are among them.
+            steps: û − w of these tensors, flat.
+        """
+        pairs = [(ascents[i], s) for i, s in zip(positions, steps, strict=True)]
+        return sum(-float(torch.dot(g.flatten(), s)) for g, s in pairs if g is not None)
+
+
 class Safeguard:
     """Moves û back toward w, layer by layer, until the true K is at least that at w.
 
@@ -56,6 +83,7 @@ class Safeguard:
         gradients: Sequence[Tensor | None],
         metric: Sequence[MetricWeight],
         epsilon: float,
+        means: Sequence[Tensor] | None = None,
     ) -> float:
         """Replaces û in the parameters by a point that the true K does not put below w, for every layer in ``checks``.
 
@@ -65,6 +93,7 @@ class Safeguard:
             gradients: −G, for all parameters.
             metric: D, for all parameters.
             epsilon: The augmentation parameter.
+            means: −Ḡ, for all parameters, in whose place of −G the linear part of K has it; None takes −G.
 
         Returns:
             What the true ⟨p, λ(x, û) − λ(x, w)⟩ exceeds the linear ⟨G, û − w⟩ by, summed over these layers.
@@ -74,7 +103,8 @@ class Safeguard:
             zip(self._regularized, self._regularizer.pinned([proposal[i] for i in self._regularized]), strict=True)
         )
         self._put_(range(len(base)), base)
-        found = [self._best(check, base, proposal, pinned, gradients, metric, epsilon) for check in checks]
+        linear = Linear(base, gradients, gradients if means is None else means)
+        found = [self._best(check, linear, proposal, pinned, metric, epsilon) for check in checks]
         self._put_(range(len(base)), proposal)
         for check, (best, _, _) in zip(checks, found, strict=True):
             self._put_(check.positions, best)
@@ -92,10 +122,9 @@ class Safeguard:
     def _best(
         self,
         check: TrueHamiltonian,
-        base: Sequence[Tensor],
+        linear: Linear,
         proposal: Sequence[Tensor],
         pinned: dict[int, Tensor | None],
-        gradients: Sequence[Tensor | None],
         metric: Sequence[MetricWeight],
         epsilon: float,
     ) -> tuple[list[Tensor], float, float]:
@@ -103,7 +132,7 @@ class Safeguard:
         at_base = self._at_base.get(check)
         if at_base is None:
             at_base = self._at_base[check] = check.alignment()
-        penalty = self._penalty()
+        penalty, base = self._penalty(), linear.base
 
         def gain(point: Sequence[Tensor]) -> tuple[float, float]:
             self._put_(check.positions, point)
@@ -112,12 +141,9 @@ class Safeguard:
             self._put_(check.positions, [base[i] for i in check.positions])
             steps = [(u - base[i]).flatten() for u, i in zip(point, check.positions, strict=True)]
             tau = sum(float(squared_length(s, metric[i])) for s, i in zip(steps, check.positions, strict=True))
-            slope = sum(
-                -float(torch.dot(g.flatten(), s))
-                for s, i in zip(steps, check.positions, strict=True)
-                if (g := gradients[i]) is not None
-            )
-            return aligned - change - epsilon * tau, aligned - slope
+            excess = aligned - linear.change(linear.gradients, check.positions, steps)
+            promised = linear.change(linear.means, check.positions, steps)
+            return promised + excess - change - epsilon * tau, excess
 
         best = [proposal[i] for i in check.positions]
         best_gain, excess = gain(best)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.method.augmentation import Augmentation
+from lightning_bsqh.method.averaging import Averaging, forget
 from lightning_bsqh.method.before import Before
 from lightning_bsqh.method.bent_layers import BentLayers
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
 from lightning_bsqh.method.gauss_seidel import GaussSeidel
-from lightning_bsqh.method.iteration import Iteration
+from lightning_bsqh.method.iteration import Iteration, PackMean
 from lightning_bsqh.method.metric import Metric, Unreached
 from lightning_bsqh.method.reduction import ProcessError, Reduction
 from lightning_bsqh.method.report import LayerReport
@@ -41,14 +42,23 @@ class Stepper:
         metric: D.
         sweep: ``"jacobi"`` or ``"gauss-seidel"``.
         reduction: Brings numbers to the host.
+        averaging: Ḡ; None for G itself.
 
     Raises:
         ValueError: If a gauss-seidel sweep is asked for and no layer's module is known.
     """
 
-    def __init__(self, layers: Sequence[Layer], metric: Metric, sweep: str, reduction: Reduction) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        metric: Metric,
+        sweep: str,
+        reduction: Reduction,
+        averaging: Averaging | None = None,
+    ) -> None:
         self._layers = layers
         self._metric = metric
+        self._averaging = Averaging(0.0) if averaging is None else averaging
         self._reduction = reduction
         bent = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
         recorded = layers if sweep == "gauss-seidel" else bent
@@ -134,8 +144,9 @@ class Stepper:
             raise
         self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
         for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
-            reached = [found.reached.get(i, True) for i in pack.positions]
-            self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
+            reached, states = [found.reached.get(i, True) for i in pack.positions], trained.states_of(pack)
+            self._metric.commit(pack, gradient, states, reached)
+            self._averaging.commit(pack, gradient, states, found.follows_mean, found.accepted)
         self._before.forget(trained.states)
         if not found.is_tested:
             self._before.keep(self._packs, iteration.start, trained.states)
@@ -150,6 +161,7 @@ class Stepper:
         if self._can_go_back:
             with torch.no_grad():
                 self._before.put_back(self._packs, trained.states)
+            forget(trained.states)
         return self._can_go_back
 
     def _search(
@@ -217,8 +229,7 @@ class Stepper:
         )
 
         def metric(pack: Pack, gradient: Tensor) -> MetricWeight:
-            states = [trained.states[i] for i in pack.positions]
-            weight: MetricWeight = self._metric.weight(pack, gradient, states, unreached)
+            weight: MetricWeight = self._metric.weight(pack, gradient, trained.states_of(pack), unreached)
             return weight
 
         checks = self._bent.checks(trained, self._reduction) if self._bent is not None else []
@@ -233,7 +244,14 @@ class Stepper:
             {i: unreached.reached.get(i) for i in positions},
             apart=self._apart > 0,
             looks_at_weights=looks_at_weights,
+            mean=self._mean_of(trained),
         )
+
+    def _mean_of(self, trained: Trained) -> PackMean | None:
+        """What gives −Ḡ; None if that is −G."""
+        if not self._averaging.share:
+            return None
+        return lambda pack, gradient: self._averaging.direction(pack, gradient, trained.states_of(pack))
 
     def _look_at_unreached(
         self,
@@ -251,6 +269,7 @@ class Stepper:
         if self._packed != key or not all(pack.is_current() for pack in self._packs):
             check_dtypes(trained.parameters)
             self._metric.repack()
+            self._averaging.repack()
             self._packs = make_packs(list(trained.parameters.values()), set(regularized))
             self._packed = key
         return self._packs
@@ -258,6 +277,7 @@ class Stepper:
     def forget(self) -> None:
         """Lets go of what is kept between iterations for speed alone."""
         self._metric.repack()
+        self._averaging.repack()
         self._before.reset()
         self._packs, self._packed = [], None
 

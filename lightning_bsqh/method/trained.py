@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.network.layers import Layer
+from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.network.shards import Shards
 
 
@@ -33,6 +34,10 @@ class Trained:
     def dtype(self) -> torch.dtype:
         """That of the first of them, which tells how large a gradient may be."""
         return next((p.dtype for p in self.parameters.values()), torch.get_default_dtype())
+
+    def states_of(self, pack: Pack) -> list[dict[str, Any]]:
+        """What is remembered of each parameter of a pack."""
+        return [self.states[i] for i in pack.positions]
 
     @property
     def regularized_names(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,12 @@ def make_packs(parameters: Sequence[Tensor], first: Collection[int]) -> list[Pac
     for i in sorted(range(len(parameters)), key=lambda i: i not in first):
         groups.setdefault((parameters[i].device, parameters[i].dtype), []).append(i)
     return [Pack([parameters[i] for i in group], group) for group in groups.values()]
+
+
+def are_views(states: Sequence[Mapping[str, Any]], key: str, vector: Tensor) -> bool:
+    """Whether what all these states hold under a key lies within a vector."""
+    storage = vector.untyped_storage().data_ptr()
+    return all(key in s and s[key].untyped_storage().data_ptr() == storage for s in states)
 
 
 def check_dtypes(parameters: Mapping[str, Tensor]) -> None:

@@ -50,9 +50,7 @@ class BSQHStrategy(DevicesStrategy):
     ``Trainer(strategy=BSQHStrategy())`` or ``Trainer(strategy="bsqh")``, on the device or the devices that the
     Trainer chooses, with a process for each as DDPStrategy has it. The training step is ours: one forward and adjoint
     sweep through Lightning's closure, then trial sweeps that leave no trace. Around it Lightning's loop of automatic
-    optimization stays in charge and not the manual one, which counts steps elsewhere (``global_step`` would read 0 once
-    the module is put back) and saves checkpoints by other rules; so hooks, logging, checkpoints and counters are those
-    of an ordinary training, and the module is left as it is.
+    optimization stays in charge, so that hooks, logging, checkpoints and counters are those of an ordinary training.
 
     Args:
         regularizer: R with its factor, such as ``L0(rho=1e-5)``; or several by name patterns, see
@@ -60,6 +58,7 @@ class BSQHStrategy(DevicesStrategy):
         augmentation: The rule for ε. None takes ``Curvature()``.
         epsilon: Start of the default rule; not together with ``augmentation``.
         metric: ``"rms"`` or ``"euclidean"``.
+        averaging: The share of recent batches in the gradient of a step; None takes 0.8 with ``"rms"``, else 0.
         eta: η ≥ 0 of the acceptance test.
         max_trials: Largest number of trial sweeps per batch.
         trial_every: 1 tests every step by a trial sweep; ``"auto"`` or a larger integer tests more rarely in calm.
@@ -108,6 +107,7 @@ class BSQHStrategy(DevicesStrategy):
         augmentation: Augmentation | None = None,
         epsilon: float | None = None,
         metric: str = "rms",
+        averaging: float | None = None,
         eta: float = 1e-4,
         max_trials: int = 6,
         trial_every: int | str = 1,

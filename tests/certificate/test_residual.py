@@ -207,7 +207,12 @@ def test_one_step_at_this_epsilon_gains_the_residual() -> None:
     network = smooth_network()
     x, y = data()
     optimizer = BSQHOptimizer(
-        network, regularizer=L0(1e-3), augmentation=Backtracking(3.0, schedule=False), metric="rms", max_trials=1
+        network,
+        regularizer=L0(1e-3),
+        augmentation=Backtracking(3.0, schedule=False),
+        metric="rms",
+        averaging=0.0,
+        max_trials=1,
     )
     for _ in range(5):
         epsilon = optimizer.augmentation.epsilon

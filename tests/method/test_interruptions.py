@@ -73,7 +73,7 @@ def state_of(net: Net, optimizer: BSQHOptimizer) -> list[Any]:
     tensors = [t.clone() for t in (*net.state_dict().values(), torch.get_rng_state())]
     own = copy.deepcopy(optimizer.state_dict())
     entries = own.pop("state").values()
-    memory = [entry.get(name, torch.zeros(0)) for entry in entries for name in ("mean_square", "before")]
+    memory = [entry.get(name, torch.zeros(0)) for entry in entries for name in ("mean_square", "mean", "before")]
     return [*tensors, *memory, own, list(net.seen), random.getstate()]
 
 
@@ -135,6 +135,8 @@ def test_a_step_is_done_or_has_not_happened(mode: str) -> None:
 
 def check(mode: str, every: bool) -> None:
     net, optimizer, step = make(MODES[mode])
+    # As below: whoever asks for the state brings it to the host, and the next step has more to do.
+    state_of(net, optimizer)
     with InterruptAt(10**9) as counter:
         step()
     after = state_of(net, optimizer)

@@ -244,8 +244,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(factor: float) -> None:
     reached = {key: entry for key, entry in saved["state"].items() if entry}
     assert reached
     for key, entry in reached.items():
-        assert torch.equal(entry["mean_square"], after["state"][key]["mean_square"])
-        assert entry["updates"] == after["state"][key]["updates"]
+        torch.testing.assert_close(after["state"][key], entry, rtol=0.0, atol=0.0)
 
 
 def test_the_first_loss_has_to_be_finite() -> None:
@@ -402,6 +401,8 @@ def test_in_a_trainer(make_trainer: Any, make_loader: Any, tmp_path: Any, metric
     def fit(decide: str, epochs: int = 12, **options: Any) -> tuple[Any, nn.Module]:
         torch.manual_seed(0)
         module = SmallModule().double()
+        # In front of a normalization, where its gradient is rounding alone.
+        module.net[0].bias.requires_grad_(False)
         strategy = BSQHStrategy(decide=decide, max_trials=1, metric=metric, total_steps=36)
         trainer = make_trainer(strategy, max_epochs=epochs, precision="64-true", callbacks=[BSQHMonitor(5)])
         trainer.fit(module, make_loader(), weights_only=True, **options)

@@ -457,6 +457,7 @@ class Twin:
     regularizer: object
     rule: object
     metric: str = "rms"
+    averaging: float | None = None
     eta: float = 1e-4
     max_trials: int = 6
     total: int | None = None
@@ -469,6 +470,14 @@ class Twin:
     spread: float = math.inf
     mean_square: list = field(default_factory=list)
     updates: list = field(default_factory=list)
+    mean: list | None = None
+
+    def _averaged(self, gradient):
+        """The mean gradient with this one taken in, along which candidates are made."""
+        share = (0.8 if self.metric == "rms" else 0.0) if self.averaging is None else self.averaging
+        if self.mean is None:
+            return gradient
+        return [share * m + (1 - share) * g for m, g in zip(self.mean, gradient, strict=True)]
 
     def _metric(self, gradient):
         if self.metric == "euclidean":
@@ -501,6 +510,7 @@ class Twin:
         loss, gradient = loss_and_gradient(self.u)  # ∇L_B = −G
         if self.before is not None and loss > self.mean_loss + abs(self.mean_loss) + 10 * self.spread:
             self.u, self.before, self.interval, self.untested = self.before, None, 1, 0
+            self.mean = None
             self.rule.observe(False, math.inf, 0.0, 0.0, False, math.nan, math.nan, None)
             epsilon = self.rule.epsilon * self._raise()
             self.step_count += 1
@@ -514,6 +524,8 @@ class Twin:
                 "back": True,
             }
         d = self._metric(gradient)
+        followed = self._averaged(gradient)
+        remembered = followed
         w = [a.copy() for a in self.u]
         reg, idx, k = self.regularizer, self.regularized, self.step_count
         tightened = not reg.admits([w[i] for i in idx], k)
@@ -529,10 +541,11 @@ class Twin:
         epsilon = self.rule.epsilon * self._raise()
         calm = not tightened and self.rule.for_length(epsilon, length, relative) <= epsilon
         if self.untested + 1 < self.interval and calm:
-            z = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
+            z = [wi - m / (2 * epsilon * di) for wi, m, di in zip(w, followed, d, strict=True)]
             for i, a in zip(idx, reg.prox([z[i] for i in idx], [d[i] for i in idx], epsilon, k), strict=True):
                 z[i] = a
             self.u, self.before, self.untested = z, start, self.untested + 1
+            self.mean = remembered
             self._average(loss)
             self.step_count += 1
             tau = sum((di * (c - wi) ** 2).sum() for c, wi, di in zip(z, w, d, strict=True))
@@ -548,8 +561,8 @@ class Twin:
             trials, compared = trials + 1, compared + 1
             epsilon = max(self.rule.epsilon * self._raise(), least)
 
-            def maximiser(epsilon, w=w):
-                z = [wi - g / (2 * epsilon * di) for wi, g, di in zip(w, gradient, d, strict=True)]
+            def maximiser(epsilon, w=w, followed=followed):
+                z = [wi - m / (2 * epsilon * di) for wi, m, di in zip(w, followed, d, strict=True)]
                 for i, a in zip(idx, reg.prox([z[i] for i in idx], [d[i] for i in idx], epsilon, k), strict=True):
                     z[i] = a
                 return z
@@ -578,6 +591,8 @@ class Twin:
                 loss, _ = loss_and_gradient(w)
                 accepted, change, slope, tau, penalty = compare(loss=loss)
             progress = None if self.total is None else self.step_count / self.total
+            if not accepted:  # from now on the batch's own gradient, which is sure to lower the batch's own loss
+                followed = remembered = gradient
             for _ in range(self.untested + 1 if accepted and trials == 1 else 1):
                 self.rule.observe(accepted, change, slope, tau, tightened, length, relative, progress)
         self._average(first_loss)
@@ -586,6 +601,7 @@ class Twin:
         self.interval = min(2 * self.interval, self.trial_every) if calm else 1
         self.untested, self.before = 0, None
         self.u = candidate if accepted else w
+        self.mean = remembered if accepted else None
         self.step_count += 1
         return {
             "accepted": accepted,

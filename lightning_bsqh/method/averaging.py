@@ -1,0 +1,162 @@
+"""The average of the adjoint gradient over recent batches, along which candidates are made (method §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_bsqh.method.device_rule import precision_on
+from lightning_bsqh.network.packing import Pack, are_views
+
+States = Sequence[dict[str, Any]]
+
+#: In the state of every parameter.
+KEY = "mean"
+
+
+class Averaging:
+    """Ḡ ← share · Ḡ + (1 − share) · G, which starts as the first G, and anew after a rejected candidate.
+
+    The average lies in the optimizer's ``state`` of every parameter as ``mean``. It changes only in :meth:`commit`,
+    when the iteration is through, so that one that is skipped or interrupted leaves nothing.
+
+    Args:
+        share: The share of the past, in [0, 1). With 0 nothing is remembered and Ḡ is G.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self._vectors: dict[Pack, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own from the states of its own parameters.
+        return {**vars(self), "_vectors": {}}
+
+    def direction(self, pack: Pack, gradient: Tensor, states: States) -> Tensor:
+        """−Ḡ with this iteration's gradient taken in.
+
+        Args:
+            pack: Whose parameters.
+            gradient: −G of all of them, shape ``[n]``.
+            states: What is remembered of each parameter of the pack.
+
+        Returns:
+            A vector of shape ``[n]``; ``gradient`` itself if there is no past.
+        """
+        known = self.known(pack, gradient, states)
+        return gradient if known is None else torch.lerp(gradient, known, self.share)
+
+    def commit(self, pack: Pack, gradient: Tensor, states: States, has_past: bool, has_moved: bool) -> None:
+        """Remembers this iteration's gradient.
+
+        Args:
+            pack: Whose parameters.
+            gradient: −G of all of them, shape ``[n]``.
+            states: What is remembered of each parameter of the pack; changed.
+            has_past: Whether the candidate along Ḡ became the iterate; else the average starts anew, with this gradient
+            has_moved: if another candidate did, and with the next if none did.
+        """
+        if not self.share:
+            return
+        known = self.known(pack, gradient, states) if has_past else None
+        if not has_moved:
+            forget(states)
+        elif known is None:
+            self.keep(pack, gradient.clone(), states)
+        else:
+            self.keep(pack, known.lerp_(gradient, 1.0 - self.share), states)
+
+    def known(self, pack: Pack, gradient: Tensor, states: States) -> Tensor | None:
+        """The average so far, with the present gradient for those that have none; None if no one has."""
+        if not self.share or not any(KEY in state for state in states):
+            return None
+        vector = self._vectors.get(pack)
+        if vector is not None and are_views(states, KEY, vector):
+            return vector
+        # Loading a state puts other tensors there, and others may have joined.
+        pieces = zip(states, pack.pieces(gradient), strict=True)
+        return torch.cat([state.get(KEY, piece).to(gradient).reshape(-1) for state, piece in pieces])
+
+    def keep(self, pack: Pack, mean: Tensor, states: States) -> None:
+        """Puts the average, shape ``[n]``, into the states; not copied."""
+        if self._vectors.get(pack) is mean:
+            return
+        self._vectors[pack] = mean
+        for piece, state in zip(pack.pieces(mean), states, strict=True):
+            state[KEY] = piece
+
+    def repack(self) -> None:
+        """The packs are about to be made anew: what is kept for the present ones can go."""
+        self._vectors = {}
+
+
+class AveragingOnDevice:
+    """The same where only the device knows how an iteration has ended (``decide="device"``).
+
+    Args:
+        averaging: What the host has.
+        packs: All parameters.
+        states: What is remembered of each parameter.
+    """
+
+    def __init__(self, averaging: Averaging, packs: Sequence[Pack], states: States) -> None:
+        self._averaging = averaging
+        self._states = {pack: [states[i] for i in pack.positions] for pack in packs}
+        self._vectors: dict[Pack, Tensor] = {}
+        self._full = {pack: _share(averaging.share, pack) for pack in packs}
+        # What share the past has in the next iteration: none after a rejected candidate.
+        self._shares = {pack: _share(averaging.share if self._has_past(pack) else 0.0, pack) for pack in packs}
+
+    def _has_past(self, pack: Pack) -> bool:
+        return any(KEY in state for state in self._states[pack])
+
+    def direction(self, pack: Pack, gradient: Tensor) -> Tensor:
+        """As :meth:`Averaging.direction`."""
+        if not self._averaging.share:
+            return gradient
+        if pack not in self._vectors:
+            known = self._averaging.known(pack, gradient, self._states[pack])
+            self._vectors[pack] = gradient.clone() if known is None else known
+        return torch.lerp(gradient, self._vectors[pack], self._shares[pack].to(gradient.dtype))
+
+    def commit(self, pack: Pack, gradient: Tensor, finite: Tensor, accepted: Tensor) -> None:
+        """Remembers this iteration's gradient.
+
+        Args:
+            pack: Whose parameters.
+            gradient: −G of all of them, shape ``[n]``.
+            finite: Whether the iteration counts, a boolean scalar.
+            accepted: Whether the candidate became the iterate, a boolean scalar.
+        """
+        if not self._averaging.share:
+            return
+        share = self._shares[pack]
+        mean = self._vectors[pack].lerp(gradient, (1.0 - share).to(gradient.dtype))
+        self._vectors[pack] = torch.where(accepted, mean, self._vectors[pack])
+        self._shares[pack] = torch.where(finite, torch.where(accepted, self._full[pack], 0.0), share)
+
+    def numbers(self) -> list[Tensor]:
+        """What the host does not know, as scalars."""
+        return list(self._shares.values()) if self._averaging.share else []
+
+    def write_back(self, numbers: Iterator[float]) -> None:
+        """Puts all into the states, from as many numbers as :meth:`numbers` gave."""
+        for pack, states in self._states.items() if self._averaging.share else ():
+            if not next(numbers):
+                forget(states)
+            elif pack in self._vectors:
+                self._averaging.keep(pack, self._vectors[pack], states)
+
+
+def forget(states: States) -> None:
+    """Lets go of the average."""
+    for state in states:
+        state.pop(KEY, None)
+
+
+def _share(value: float, pack: Pack) -> Tensor:
+    device = pack.parameters[0].device
+    return torch.full((), value, device=device, dtype=precision_on(device))
