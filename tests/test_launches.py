@@ -44,7 +44,7 @@ def test_resnet18_stays_near_adam(launches: ModuleType, monkeypatch: pytest.Monk
 def test_a_step_that_the_device_decides_waits_for_nothing(
     launches: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No wait after the ramp, and at most a hundred calls more than where the host decides."""
+    """No wait after the ramp, and at most 84 calls more than where the host decides, nearly all on single numbers."""
     monkeypatch.setattr(selection, "_on_host", lambda scores: False)
     monkeypatch.setattr(tensor_copies, "_on_host", lambda tensor: False)
     monkeypatch.setattr(launches, "STEPS", 12)
@@ -52,4 +52,4 @@ def test_a_step_that_the_device_decides_waits_for_nothing(
     device = launches.count("lenet5", "device").typical(False)
     assert device.waits == 0
     assert host.waits == 1
-    assert device.calls <= host.calls + 100
+    assert device.calls <= host.calls + 84

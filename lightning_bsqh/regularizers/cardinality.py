@@ -216,7 +216,8 @@ class Cardinality(SupportConstraint):
             # Without the minimum; leaves_enough tells whether that makes a difference.
             keep = keep_largest(sums[0], kept)
         elif self.multiple == 1:
-            keep = keep_largest_overall(torch.cat(sums), kept, self._units(weights), self.minimum)
+            together = sums[0] if len(sums) == 1 else torch.cat(sums)
+            keep = keep_largest_overall(together, kept, self._units(weights), self.minimum)
         else:
             keep = keep_blocks(sums, kept, self.multiple, math.ceil(self.minimum / self.multiple))
         self._groups.drop_all_(weights, keep.logical_not_())
