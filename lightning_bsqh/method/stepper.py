@@ -50,7 +50,7 @@ class Stepper:
         self._layers = layers
         self._metric = metric
         self._reduction = reduction
-        bent = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
+        bent = [layer for layer in layers if layer.is_safeguarded]
         recorded = layers if sweep == "gauss-seidel" else bent
         devices = [p.device for layer in layers for p in layer.parameters.values()]
         #: Records states and adjoints during the forward sweep; None if nobody needs them.
@@ -269,7 +269,7 @@ class Stepper:
 
 
 def _needs_inputs(layer: Layer) -> bool:
-    return not layer.is_affine
+    return layer.is_safeguarded
 
 
 def _may_be_of_weights(error: BaseException) -> bool:
