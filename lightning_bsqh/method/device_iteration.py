@@ -31,8 +31,9 @@ class DeviceIteration(Iteration):
         return True
 
     @override
-    def _joined_regularizer(self) -> Regularizer | None:
-        return self._regularizer.on_vector_with_minimum(self.packs[0].sizes[: len(self._regularized)])
+    def _joined_regularizer(self, keeps_minimum: bool) -> Regularizer | None:
+        # Whether there was enough left would be known too late.
+        return super()._joined_regularizer(keeps_minimum=True)
 
     def propose_(self, epsilon_for: Callable[[Tensor, Tensor], Tensor]) -> tuple[Candidate, Tensor]:
         """Puts û into the parameters.

@@ -143,7 +143,7 @@ class CurvatureOnDevice(DeviceRule):
         self._knows_length, self._knows_relative = (state[name] is not None for name in ("length", "relative"))
         self._one = torch.ones((), device=device, dtype=dtype)
         self._zero, self._far = torch.zeros_like(self._one), torch.full_like(self._one, math.inf)
-        self._smoothing = torch.full_like(self._one, rule.smoothing)
+        self._smoothing = torch.full_like(self._one, self.rule.smoothing)
         # The memory that was taken apart last.
         self._seen: Tensor | None = None
         # The bounds of all that it remembers, of which only ε has some.

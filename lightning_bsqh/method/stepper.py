@@ -29,8 +29,8 @@ from lightning_bsqh.network.uninterrupted import uninterrupted, within_all
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
-#: Iterations in which R sees the tensors apart after one in which it had to.
-_APART = 100
+#: Iterations in which R keeps every tensor's minimum from the start, after one in which that took more work.
+_MINIMUM = 100
 
 
 class Stepper:
@@ -64,8 +64,8 @@ class Stepper:
                 raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
             self._gauss_seidel = GaussSeidel(self.boundaries)
         self._bent = BentLayers(bent, self.boundaries, sweep == "gauss-seidel") if self.boundaries else None
-        # For how many more iterations R sees the tensors apart from the start.
-        self._apart = 0
+        # For how many more iterations R keeps every tensor's minimum from the start.
+        self._minimum = 0
         self._before = Before()
         self._can_go_back = False
         self._packs: list[Pack] = []
@@ -132,7 +132,7 @@ class Stepper:
                 self._reduction.miss()
                 raise loss from None
             raise
-        self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
+        self._minimum = _MINIMUM if found.kept_minimum else max(self._minimum - 1, 0)
         for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
             reached = [found.reached.get(i, True) for i in pack.positions]
             self._metric.commit(pack, gradient, [trained.states[i] for i in pack.positions], reached)
@@ -231,7 +231,7 @@ class Stepper:
             checks,
             packs,
             {i: unreached.reached.get(i) for i in positions},
-            apart=self._apart > 0,
+            keeps_minimum=self._minimum > 0,
             looks_at_weights=looks_at_weights,
         )
 

@@ -189,12 +189,23 @@ class Cardinality(SupportConstraint):
         if not (self._holds and weights):
             return True
         if self._sizes is not None:
-            return torch.count_nonzero(weights[0]) <= self._kept(self._sizes)
+            return self._used_on_vector(weights[0]) <= self._kept(self._sizes)
         if self.scope != "global":
             return no_larger(self._used(weights), self._kept_each(weights))
         units = self._units(weights)
         # The places that a tensor is kept free count, whether it needs them or not.
         return at_least(self._used(weights), self._least(units)).sum() <= self._kept(units)
+
+    def _used_on_vector(self, weights: Tensor) -> Tensor:
+        """How many weights are not zero; where each tensor keeps its minimum at least so many of it."""
+        used = torch.count_nonzero(weights)
+        if not (self._keeps_minimum and self.minimum):
+            return used
+        parts = [part for part in weights.split(list(self._sizes or ())) if part.numel()]
+        if self.minimum == 1:
+            return used + (len(parts) - norms(parts, math.inf).count_nonzero())
+        each = scalars([torch.count_nonzero(part) for part in parts])
+        return at_least(each, self._least([part.numel() for part in parts])).sum()
 
     # ------------------------------------------------------------------ which
 
