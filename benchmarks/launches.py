@@ -2,11 +2,12 @@
 
     python benchmarks/launches.py [--networks lenet5 resnet18 transformer] [--methods sgd adam bsqh l0 …]
 
-Counts are exact on any machine: a GPU launches what a CPU calls. A call is one of an ATen operator as the dispatcher
-sees it, views included; a wait is an operator that hands a number from the device to the host, or one reading of the
-numbers that a trial is judged by. Both are counted from the beginning of a batch to its end, in the Trainer, without
-the data loader. "after" is a step in which the sparsity no longer rises, "tightening" one in which it does. SGD and
-Adam run with foreach=True, as on a GPU.
+Counts are exact on any machine: a GPU launches what a CPU calls; where the package takes another way on a CPU, because
+a look at a number costs nothing there, it is made to take that of a GPU. A call is one of an ATen operator as the
+dispatcher sees it, views included; a wait is an operator that hands a number from the device to the host, or one
+reading of the numbers that a trial is judged by. Both are counted from the beginning of a batch to its end, in the
+Trainer, without the data loader. "after" is a step in which the sparsity no longer rises, "tightening" one in which it
+does. SGD and Adam run with foreach=True, as on a GPU.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsqh import L0, L1, L2, BSQHStrategy, Cardinality, Discrete, ElasticNet, GroupL0, LHalf
 from lightning_bsqh.method import device_training
 from lightning_bsqh.method.reduction import Reduction
+from lightning_bsqh.network import tensor_copies
+from lightning_bsqh.regularizers import selection
 from lightning_bsqh.zoo import LeNet5, ResNet18
 
 #: Operators that hand a number to the host, or whose result has a size that depends on the data.
@@ -148,7 +151,7 @@ class Counter(pl.Callback):
 
 @contextmanager
 def reading(counter: Counter) -> Iterator[None]:
-    """Within, a reading of many numbers counts as one wait, as it is one transfer."""
+    """Within, all is as on a GPU, where a reading of many numbers is one transfer and counts as one wait."""
 
     def counted(read: Callable[..., Any]) -> Callable[..., Any]:
         def once(*arguments: Any) -> Any:
@@ -165,6 +168,8 @@ def reading(counter: Counter) -> Iterator[None]:
     with ExitStack() as stack:
         for owner in (Reduction, device_training):
             stack.enter_context(mock.patch.object(owner, "read", counted(owner.read)))
+        for module in (selection, tensor_copies):
+            stack.enter_context(mock.patch.object(module, "_on_host", return_value=False))
         yield
 
 

@@ -1,6 +1,6 @@
 """Seconds per step and peak memory of bSQH in both sweeps, SGD with momentum and Adam, in the same Trainer.
 
-    python benchmarks/step_cost.py [--steps 480] [--rounds 3] [--networks lenet5 resnet18 …]
+    python benchmarks/step_cost.py [--steps 480] [--rounds 3] [--networks lenet5 resnet18 …] [--methods …] [--cpu-time]
 
 LeNet-5 with batches of 128, a ResNet-18 for 32x32 images with batches of 64, two small language models from
 transformers' configurations, an LSTM and a narrow network of 152 tensors, on made-up data that can be learnt; a round
@@ -8,6 +8,8 @@ is a whole training in small, ramp of the sparsity included. The methods take tu
 that whatever else the machine does falls on all of them; a figure is the median over the rounds. "one trial" is
 (2 forwards + backward) / (forward + backward), measured in the same process. Memory is the allocator's peak over a few
 steps, data set included, each method in a process of its own.
+
+--cpu-time counts the time that this process has had on the CPU, with one thread: for machines that are busy otherwise.
 """
 
 from __future__ import annotations
@@ -119,6 +121,9 @@ class Module(pl.LightningModule):
 class Clock(pl.Callback):
     """Seconds from the end of one batch to the end of the next, data loading included."""
 
+    #: Gives the time.
+    now = staticmethod(time.perf_counter)
+
     def __init__(self) -> None:
         self.marks: list[float] = []
         self.trials: list[int] = []
@@ -126,7 +131,7 @@ class Clock(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.marks.append(time.perf_counter())
+        self.marks.append(self.now())
         report = getattr(trainer.optimizers[0], "last_step", None)
         if report is not None:
             self.trials.append(report.trials)
@@ -170,13 +175,13 @@ def limit(network_name: str, repeats: int = 20) -> float:
     images, classes = next(iter(loader(shape, batch_size, 1)))
     forwards, both = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = Clock.now()
         with torch.no_grad():
             functional.cross_entropy(network(images), classes)
-        middle = time.perf_counter()
+        middle = Clock.now()
         functional.cross_entropy(network(images), classes).backward()
         forwards.append(middle - start)
-        both.append(time.perf_counter() - middle)
+        both.append(Clock.now() - middle)
     return 1.0 + statistics.median(forwards) / statistics.median(both)
 
 
@@ -209,6 +214,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's own time instead of the clock's")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -216,25 +223,29 @@ def main() -> None:
     if arguments.memory_of:
         print_memory(*arguments.memory_of)
         return
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+        Clock.now = staticmethod(time.process_time)
+    methods = [m for m in METHODS if m in {"sgd", "adam", *arguments.methods}]
     table = Table(title=f"Cost of a step, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for column in ("network", "method", "s/step", "x SGD", "one trial", "trials/step", "peak MiB", "x Adam's"):
         table.add_column(column, justify="left" if column in ("network", "method") else "right")
     for name in arguments.networks:
         steps = max(arguments.steps // NETWORKS[name][3], 3)
-        clocks: dict[str, list[Clock]] = {method: [] for method in METHODS}
+        clocks: dict[str, list[Clock]] = {method: [] for method in methods}
         for _ in range(arguments.rounds):
-            for method in METHODS:
+            for method in methods:
                 clocks[method].append(train(name, method, steps))
-        seconds = {m: statistics.median(c.seconds_per_step() for c in clocks[m]) for m in METHODS}
+        seconds = {m: statistics.median(c.seconds_per_step() for c in clocks[m]) for m in methods}
         ratios = {
             m: statistics.median(
                 a.seconds_per_step() / b.seconds_per_step() for a, b in zip(clocks[m], clocks["sgd"], strict=True)
             )
-            for m in METHODS
+            for m in methods
         }
         bound = limit(name)
-        memory = {m: peak_memory(name, m) for m in METHODS}
-        for method in METHODS:
+        memory = {m: peak_memory(name, m) for m in methods}
+        for method in methods:
             trials = [t for clock in clocks[method] for t in clock.trials[WARM_UP:]]
             table.add_row(
                 name,

@@ -50,12 +50,14 @@ def by_kind(tensors: Sequence[Tensor], values: Values) -> Iterator[tuple[list[Te
     """
     most = math.inf if joins(tensors) else _PIECE
     kinds: dict[float | None, tuple[list[Tensor], list[Any]]] = {}
+    sizes: dict[float | None, int] = {}
     for t, value in zip(tensors, values, strict=True):
         kind = None if isinstance(value, Tensor) else value
-        own, its = kinds.setdefault(kind, ([], []))
-        if own and sum(other.numel() for other in own) + t.numel() > most:
+        sizes[kind] = sizes.get(kind, 0) + t.numel()
+        if kind in kinds and sizes[kind] > most:
             yield kinds.pop(kind)
-            own, its = kinds.setdefault(kind, ([], []))
+            sizes[kind] = t.numel()
+        own, its = kinds.setdefault(kind, ([], []))
         own.append(t)
         its.append(value)
     yield from kinds.values()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_bsqh.make_training import make_training
 from lightning_bsqh.method.augmentation import Augmentation
 from lightning_bsqh.method.device_refusals import refusal
-from lightning_bsqh.method.make_training import make_training
 from lightning_bsqh.method.reduction import Reduction
 from lightning_bsqh.method.regularization import Regularization
 from lightning_bsqh.method.stall import Stalled

@@ -11,7 +11,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_bsqh.method.candidate import Candidate
-from lightning_bsqh.method.device_rule import precision_on
 from lightning_bsqh.method.iteration import Iteration
 from lightning_bsqh.regularizers import Regularizer
 
@@ -22,8 +21,8 @@ class DeviceIteration(Iteration):
     w satisfies the constraint of the iteration, which whoever makes this knows.
     """
 
-    #: Σ G²/(4D) and ‖G/D‖/‖w‖ in double precision, once there is a candidate; the latter is not finite if all weights
-    #: are zero, and not a number if nobody looks at them.
+    #: Σ G²/(4D) and ‖G/D‖/‖w‖ in the precision of the weights, once there is a candidate; the latter is not finite if
+    #: all weights are zero, and not a number if nobody looks at them.
     length: Tensor
     relative: Tensor
 
@@ -32,8 +31,9 @@ class DeviceIteration(Iteration):
         return True
 
     @override
-    def _joined_regularizer(self) -> Regularizer | None:
-        return self._regularizer.on_vector_with_minimum(self.packs[0].sizes[: len(self._regularized)])
+    def _joined_regularizer(self, keeps_minimum: bool) -> Regularizer | None:
+        # Whether there was enough left would be known too late.
+        return super()._joined_regularizer(keeps_minimum=True)
 
     def propose_(self, epsilon_for: Callable[[Tensor, Tensor], Tensor]) -> tuple[Candidate, Tensor]:
         """Puts û into the parameters.
@@ -46,31 +46,28 @@ class DeviceIteration(Iteration):
         """
         metric = self._metrics()
         directions = self._directions(metric)
-        self.length = self._precise("length")
+        self.length = self._scalar("length")
         self.relative = self._measured_relative()
         epsilon = epsilon_for(self.length, self.relative)
         # What acts on the device takes a scalar tensor in place of the number.
         given: Any = epsilon.to(directions[0].dtype) if len(directions) == 1 else epsilon
-        inverse = given.reciprocal()
         points = [
-            torch.addcmul(w, s, inverse.to(w.dtype), value=-0.5) for w, s in zip(self._base, directions, strict=True)
+            torch.addcdiv(w, s, given.to(w.dtype), value=-0.5) for w, s in zip(self._base, directions, strict=True)
         ]
         del directions
         self._acting.prox_(self._weights(points), self._weights(metric), given)
         self.put_(points)
         return self._measure(points, metric), epsilon
 
-    def _precise(self, name: str) -> Tensor:
+    def _scalar(self, name: str) -> Tensor:
         found = self._of_gradient[name]
         assert isinstance(found, Tensor)
-        return found.to(precision_on(found.device))
+        return found
 
     def _measured_relative(self) -> Tensor:
         if not self._looks_at_weights:
             return torch.full_like(self.length, math.nan)
-        direction, weights = self._of_gradient["direction"], self._of_gradient["weights"]
-        assert isinstance(direction, Tensor)
-        return (direction / weights).sqrt_().to(self.length.dtype)
+        return (self._scalar("direction") / self._scalar("weights")).sqrt_()
 
     @property
     def peak(self) -> Tensor | float:

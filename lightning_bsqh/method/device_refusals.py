@@ -60,7 +60,7 @@ def _check_regularizer(regularizer: Regularizer | None) -> None:
 
 def check_layers(layers: Sequence[Layer]) -> None:
     """Raises ValueError if a layer's true K has to be looked at."""
-    bent = [layer.name for layer in layers if layer.can_be_run and not layer.is_affine]
+    bent = [layer.name for layer in layers if layer.is_safeguarded]
     if bent:
         more = f" and {len(bent) - 3} more" if len(bent) > 3 else ""
         raise ValueError(

@@ -142,6 +142,10 @@ class CurvatureOnDevice(DeviceRule):
         state = rule.state_dict()
         self._knows_length, self._knows_relative = (state[name] is not None for name in ("length", "relative"))
         self._one = torch.ones((), device=device, dtype=dtype)
+        self._zero, self._far = torch.zeros_like(self._one), torch.full_like(self._one, math.inf)
+        self._smoothing = torch.full_like(self._one, self.rule.smoothing)
+        # The memory that was taken apart last.
+        self._seen: Tensor | None = None
         # The bounds of all that it remembers, of which only ε has some.
         self._low, self._high = torch.full_like(self.memory, -math.inf), torch.full_like(self.memory, math.inf)
         self._low[0], self._high[0] = rule.epsilon_min, rule.epsilon_max
@@ -155,14 +159,20 @@ class CurvatureOnDevice(DeviceRule):
         """Whether this may be the first step with a relative length."""
         return not self._knows_relative and self._longest < math.inf
 
+    def _recalled(self) -> tuple[_Remembered, Tensor]:
+        """The memory in its parts, and the length above which a gradient is an outlier; once for each memory."""
+        if self._seen is not self.memory:
+            self._seen, self._known = self.memory, _Remembered(*self.memory.unbind())
+            self._usual = self._known.length * (self.rule.outlier or math.inf)
+        return self._known, self._usual
+
     @override
     def epsilon_for(self, epsilon: Tensor, length: Tensor, relative: Tensor) -> Tensor:
-        known = _Remembered(*self.memory.unbind())
+        known, usual = self._recalled()
         found = epsilon
         if self.rule.outlier is not None:
-            excess = length / (self.rule.outlier * known.length)
             # Of a length that is not finite, or has nothing to be compared with, there is no excess.
-            found = excess.nan_to_num_(0.0, 0.0).sqrt_().clamp_min_(1.0).mul_(epsilon)
+            found = (length / usual).nan_to_num_(0.0, 0.0).sqrt_().clamp_min_(1.0).mul_(epsilon)
         if self._raises_first:
             raised = torch.maximum(found, (relative / (2.0 * self._longest)).nan_to_num_(0.0, 0.0))
             found = torch.where(known.relative.isnan(), raised, found)
@@ -170,20 +180,20 @@ class CurvatureOnDevice(DeviceRule):
 
     @override
     def observe(self, trial: DeviceTrial) -> Tensor:
-        known = _Remembered(*self.memory.unbind())
+        known, _ = self._recalled()
         second_order = trial.change + trial.slope
         own = second_order / trial.tau
         # Without a step nothing is more than the noise.
         bound = (trial.resolution / trial.tau).nan_to_num_(math.nan, math.nan)
         curved = _Curved(own, bound, own.abs() > bound)
-        is_noise = ~curved.is_known
         unsafe = known.epsilon / self.rule.safety
-        after = self._after_accepted(trial, second_order, known, curved, is_noise, unsafe)
-        after = torch.where(trial.accepted, after, self._after_rejected(known, curved, is_noise, unsafe))
+        after = self._after_accepted(trial, second_order, known, curved, unsafe)
+        after = torch.where(trial.accepted, after, self._after_rejected(known, curved, unsafe))
         return after.clamp_(self._low, self._high)
 
-    def _after_rejected(self, known: _Remembered, curved: _Curved, is_noise: Tensor, unsafe: Tensor) -> Tensor:
-        factor = (curved.own / unsafe).clamp_(1.1, 2.0).masked_fill_(is_noise, 2.0)
+    def _after_rejected(self, known: _Remembered, curved: _Curved, unsafe: Tensor) -> Tensor:
+        # What nothing is known of asks for as much as it may.
+        factor = torch.where(curved.is_known, curved.own, self._far).div_(unsafe).clamp_(1.1, 2.0)
         epsilon, eased = factor.mul_(known.epsilon), known.eased * self.rule.EASED
         return torch.stack(known._replace(epsilon=epsilon, eased=eased))
 
@@ -193,7 +203,6 @@ class CurvatureOnDevice(DeviceRule):
         second_order: Tensor,
         known: _Remembered,
         curved: _Curved,
-        is_noise: Tensor,
         unsafe: Tensor,
     ) -> Tensor:
         known = known._replace(steps=known.steps + 1.0)
@@ -208,22 +217,23 @@ class CurvatureOnDevice(DeviceRule):
         if not self._is_positive:
             # A target of zero is infinitely far away, and is not approached by halves.
             halves &= ratio > 0.0
-        factor = self._slow(ratio).masked_fill_(is_noise, 1.0).masked_fill_(halves, 0.5)
+        factor = self._slow(ratio, curved.is_known).masked_fill_(halves, 0.5)
         # A bool is less than another only if it is false.
         settled = torch.maximum(known.settled, is_far < curved.is_known)
         return torch.stack(known._replace(settled=settled, epsilon=factor.mul_(known.epsilon)))
 
     def _averaged(self, trial: DeviceTrial, second_order: Tensor, known: _Remembered, curved: _Curved) -> _Remembered:
         length = known.length if self._knows_length else torch.where(known.length.isnan(), trial.length, known.length)
-        usual = known.relative
+        relative = known.relative
         if not self._knows_relative:
-            usual = torch.where(usual.isnan(), trial.relative, usual)
+            relative = torch.where(relative.isnan(), trial.relative, relative)
         counted = trial.length
         if self.rule.outlier is not None:
-            counted = torch.minimum(counted, self.rule.outlier * length)
+            usual = self._usual if self._knows_length else self.rule.outlier * length
+            counted = torch.minimum(counted, usual)
         old = before = self.memory[2:6]
         if not (self._knows_length and self._knows_relative):
-            before = torch.stack([length, known.second_order, known.tau, usual])
+            before = torch.stack([length, known.second_order, known.tau, relative])
         shown = torch.stack([counted, second_order, trial.tau, trial.relative])
         # 0 · r < r says that r is positive and finite.
         has_relative, curves = 0.0 * trial.relative < trial.relative, curved.is_known
@@ -255,7 +265,8 @@ class CurvatureOnDevice(DeviceRule):
         if self.rule.looks_at_weights:
             shortest = self.rule.shortest or 0.0
             lower = known.relative * (0.5 / safety / self._longest)
-            upper = known.relative * (0.5 / safety / shortest) / (known.grown * known.eased) if shortest else None
+            share = known.grown * known.eased if shortest else self._zero
+            upper = torch.addcdiv(self._zero, known.relative, share, value=0.5 / safety / (shortest or 1.0))
             moved = target.clamp(lower, upper)
             target = moved if self._knows_relative else torch.where(known.relative.isnan(), target, moved)
         if self.rule.floor or not self._is_positive:
@@ -267,8 +278,10 @@ class CurvatureOnDevice(DeviceRule):
         """Whether no target can be zero."""
         return self.rule.floor > 0.0 or (self._knows_relative and self._longest < math.inf)
 
-    def _slow(self, ratio: Tensor) -> Tensor:
-        return ratio.pow(self.rule.smoothing).clamp_(math.exp(-self.rule.fall), math.exp(self.rule.rise))
+    def _slow(self, ratio: Tensor, is_known: Tensor) -> Tensor:
+        """The factor that covers a part of the way; 1, any number to the power of 0, where no curvature is known."""
+        factor = ratio.pow(torch.where(is_known, self._smoothing, self._zero))
+        return factor.clamp_(math.exp(-self.rule.fall), math.exp(self.rule.rise))
 
     @override
     def numbers(self, state: dict[str, Any]) -> list[float]:

@@ -169,7 +169,7 @@ class DeviceStepper(Stepper):
         own = rule.epsilon_at(options.progress)
         candidate, epsilon = iteration.propose_(partial(rule.epsilon_for, own))
         layers = self._layers_of(iteration, trained, float(epsilon)) if record_layers else None
-        values = _scalars(adjoint.loss, adjoint.trial(), candidate)
+        values = _scalars(epsilon, adjoint.loss, adjoint.trial(), candidate)
         size = values["loss"].abs()
         finite = (size < math.inf) & (iteration.peak <= options.limit)
         resolution = size * adjoint.resolution
@@ -187,7 +187,7 @@ class DeviceStepper(Stepper):
             progress=options.progress,
         )
         memory = torch.where(finite, rule.observe(trial), rule.memory)
-        row = _row(values, {"epsilon": epsilon, "own": own, "accepted": accepted, "finite": finite})
+        row = _row(values, {"own": own, "accepted": accepted, "finite": finite})
         return Decision(finite, accepted, memory, row, layers)
 
     def _layers_of(self, iteration: DeviceIteration, trained: Trained, epsilon: float) -> dict[str, LayerReport]:
@@ -205,17 +205,18 @@ def is_decrease(change: Tensor, values: Mapping[str, Tensor], eta: float, resolu
         resolution: Absolute rounding error of the loss.
     """
     required = eta * values["tau"]
+    if "penalty" not in values:
+        # Of a decrease that drowns in rounding all that can be asked is that there is no increase which does not.
+        return change <= torch.where(required <= resolution, resolution, required.neg())
     is_noise = change.abs() <= resolution
     required = required.masked_fill(is_noise & (required <= resolution), 0.0)
-    change = change.masked_fill(is_noise, 0.0)
-    if "penalty" in values:
-        change = change.add_(values["penalty"] - values["base_penalty"])
+    change = change.masked_fill(is_noise, 0.0).add_(values["penalty"] - values["base_penalty"])
     return change <= required.neg_()
 
 
-def _scalars(loss: Tensor, trial: Tensor | float, candidate: Candidate) -> dict[str, Tensor]:
-    """What the decision is taken on, in double precision where the device has it."""
-    given = {"loss": loss, "trial": trial, **candidate.scalars()}
+def _scalars(epsilon: Tensor, loss: Tensor, trial: Tensor | float, candidate: Candidate) -> dict[str, Tensor]:
+    """What the decision is taken on, in the precision of ε."""
+    given = {"epsilon": epsilon, "loss": loss, "trial": trial, **candidate.scalars()}
     del given["excess"], given["proposed"]
     if not isinstance(candidate.penalty, Tensor):
         # A constraint's is zero before and after.

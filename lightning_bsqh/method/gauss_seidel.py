@@ -110,6 +110,6 @@ class _Update:
             gradients = here.gradients_of([self._iteration.parameters[i] for i in self._positions])
             self._reduction.mean_(gradients)
             check = None
-            if not self._layer.is_affine:
+            if self._layer.is_safeguarded:
                 check = TrueHamiltonian(self._positions, lambda: self._reduction.mean(here.alignment()))
             self._iteration.maximise_layer_(self._positions, gradients, self._epsilon, check)

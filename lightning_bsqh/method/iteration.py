@@ -37,7 +37,7 @@ class Iteration:
         packs: The parameters side by side, with the regularized ones first; None makes them.
         unreached: Positions of the parameters that no gradient had reached before, each with whether one does now; None
             where only the device knows.
-        apart: Whether R has to see the tensors apart, although it could do without.
+        keeps_minimum: Whether to give R more work from the start, so that it leaves every tensor what it has to keep.
         looks_at_weights: Whether ‖G/D‖ and ‖w‖ are wanted, too.
         mean: Gives −Ḡ, along which candidates are made until :meth:`follow_own_gradient`; None takes −G. Called anew
             for every candidate, as ``metric`` is.
@@ -53,7 +53,7 @@ class Iteration:
         checks: Sequence[TrueHamiltonian] = (),
         packs: Sequence[Pack] | None = None,
         unreached: Mapping[int, bool | None] | None = None,
-        apart: bool = False,
+        keeps_minimum: bool = False,
         looks_at_weights: bool = False,
         mean: PackMean | None = None,
     ) -> None:
@@ -72,8 +72,10 @@ class Iteration:
             metrics = self._of_parameters(self._metrics())
             regularizer = self._regularizer = regularizer.held_in([metrics[i] for i in regularized])
         self._safeguard = Safeguard(parameters, regularizer, regularized)
-        self._on_vector = None if apart or len(self.packs) != 1 or not regularized else self._joined_regularizer()
-        self._acting = regularizer if self._on_vector is None else self._on_vector
+        self._on_vector: Regularizer | None = None
+        self._acting = regularizer
+        if len(self.packs) == 1 and regularized:
+            self._join(keeps_minimum)
         self._layer_base: Sequence[Tensor] = ()
         self._layer_metric: Sequence[MetricWeight] = ()
         self._layer_regularizers: dict[int, Regularizer] = {}
@@ -107,15 +109,21 @@ class Iteration:
         """From now on candidates are made of the batch's own G: for a large enough ε it lowers the batch's own J."""
         self._mean = None
 
-    def take_apart(self) -> None:
-        """From now on R sees the tensors apart, as what it made of the one vector leaves some of them too little."""
-        self._on_vector, self._acting = None, self._regularizer
+    def keep_minimum(self) -> None:
+        """From now on R does what it takes for every tensor to keep its minimum; what it made left one too little."""
+        self._join(keeps_minimum=True)
+
+    def _join(self, keeps_minimum: bool) -> None:
+        """Lets R act on the one vector of all tensors, if it can."""
+        self._on_vector = self._joined_regularizer(keeps_minimum)
+        self._acting = self._regularizer if self._on_vector is None else self._on_vector
 
     def _admits(self, base: Sequence[Tensor]) -> Tensor | bool:
         return self._acting.admits(base)
 
-    def _joined_regularizer(self) -> Regularizer | None:
-        return self._regularizer.on_vector(self.packs[0].sizes[: len(self._regularized)])
+    def _joined_regularizer(self, keeps_minimum: bool) -> Regularizer | None:
+        sizes = self.packs[0].sizes[: len(self._regularized)]
+        return self._regularizer.on_vector_with_minimum(sizes) if keeps_minimum else self._regularizer.on_vector(sizes)
 
     # ------------------------------------------------------------------ jacobi
 

@@ -82,7 +82,7 @@ class Found:
         first_epsilon: ε of the first candidate.
         reached: Of the parameters that no gradient had reached before, by position, whether this one's has.
         leaves_enough: Whether the last candidate leaves every tensor what it has to keep.
-        taken_apart: Whether R had to see the tensors apart for that.
+        kept_minimum: Whether that took R more work.
         follows_mean: Whether the last candidate was made along Ḡ, not along the batch's own G.
     """
 
@@ -97,7 +97,7 @@ class Found:
     first_epsilon: float = math.nan
     reached: dict[int, bool] = field(default_factory=dict)
     leaves_enough: bool = True
-    taken_apart: bool = False
+    kept_minimum: bool = False
     follows_mean: bool = True
 
     @property
@@ -174,9 +174,9 @@ class Search:
             epsilon = self._next_epsilon()
             change = self._attempt(found, epsilon, loss, resolution)
             if not found.leaves_enough:
-                # Rare, and known only now: a tensor would be emptied, and R has to see the tensors apart.
-                self._iteration.take_apart()
-                found.taken_apart = True
+                # Rare, and known only now: a tensor would be emptied, and R has to look at each of them.
+                self._iteration.keep_minimum()
+                found.kept_minimum = True
                 change = self._attempt(found, epsilon, loss, resolution)
             raised = self._raised(epsilon)
             if raised > epsilon:

@@ -30,8 +30,8 @@ from lightning_bsqh.network.uninterrupted import uninterrupted, within_all
 from lightning_bsqh.regularizers import MetricWeight, Regularizer
 from lightning_bsqh.sweeps.base import AdjointPass
 
-#: Iterations in which R sees the tensors apart after one in which it had to.
-_APART = 100
+#: Iterations in which R keeps every tensor's minimum from the start, after one in which that took more work.
+_MINIMUM = 100
 
 
 class Stepper:
@@ -60,7 +60,7 @@ class Stepper:
         self._metric = metric
         self._averaging = Averaging(0.0) if averaging is None else averaging
         self._reduction = reduction
-        bent = [layer for layer in layers if layer.can_be_run and not layer.is_affine]
+        bent = [layer for layer in layers if layer.is_safeguarded]
         recorded = layers if sweep == "gauss-seidel" else bent
         devices = [p.device for layer in layers for p in layer.parameters.values()]
         #: Records states and adjoints during the forward sweep; None if nobody needs them.
@@ -74,8 +74,8 @@ class Stepper:
                 raise ValueError("sweep='gauss-seidel' needs the network: give the module itself, not its parameters.")
             self._gauss_seidel = GaussSeidel(self.boundaries)
         self._bent = BentLayers(bent, self.boundaries, sweep == "gauss-seidel") if self.boundaries else None
-        # For how many more iterations R sees the tensors apart from the start.
-        self._apart = 0
+        # For how many more iterations R keeps every tensor's minimum from the start.
+        self._minimum = 0
         self._before = Before()
         self._can_go_back = False
         self._packs: list[Pack] = []
@@ -142,7 +142,7 @@ class Stepper:
                 self._reduction.miss()
                 raise loss from None
             raise
-        self._apart = _APART if found.taken_apart else max(self._apart - 1, 0)
+        self._minimum = _MINIMUM if found.kept_minimum else max(self._minimum - 1, 0)
         for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
             reached, states = [found.reached.get(i, True) for i in pack.positions], trained.states_of(pack)
             self._metric.commit(pack, gradient, states, reached)
@@ -242,7 +242,7 @@ class Stepper:
             checks,
             packs,
             {i: unreached.reached.get(i) for i in positions},
-            apart=self._apart > 0,
+            keeps_minimum=self._minimum > 0,
             looks_at_weights=looks_at_weights,
             mean=self._mean_of(trained),
         )
@@ -289,7 +289,7 @@ class Stepper:
 
 
 def _needs_inputs(layer: Layer) -> bool:
-    return not layer.is_affine
+    return layer.is_safeguarded
 
 
 def _may_be_of_weights(error: BaseException) -> bool:

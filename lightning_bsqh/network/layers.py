@@ -68,11 +68,21 @@ class Layer:
 
     @property
     def can_be_run(self) -> bool:
-        """Whether the true K of the layer is evaluated by running it alone.
+        """Whether the true K of the layer can be evaluated by running it alone.
 
         Not by default for a module that holds other layers: to run it is to run half the network.
         """
         return self.can_be_watched and (self.chosen or all(_is_leaf(module) for module in self.modules))
+
+    @property
+    def is_safeguarded(self) -> bool:
+        """Whether a step is moved back for the sake of the layer's true K.
+
+        For torch's recurrent modules only if the user named them: to run them alone costs a forward more per trial, and
+        brings nothing (method §3).
+        """
+        is_recurrent = any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in self.modules)
+        return self.can_be_run and not self.is_affine and (self.chosen or not is_recurrent)
 
 
 def find_layers(

@@ -113,7 +113,7 @@ class Regularizer(ABC):
     def leaves_enough(self, points: Sequence[Tensor]) -> Tensor | bool:
         """Whether no tensor has lost more than it may; only what :meth:`on_vector` gave may say no.
 
-        An iteration that hears no uses R on the tensors apart.
+        An iteration that hears no uses what :meth:`on_vector_with_minimum` gives, or R on the tensors apart.
 
         Args:
             points: What :meth:`prox_` has made: one vector.

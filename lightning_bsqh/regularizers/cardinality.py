@@ -189,12 +189,23 @@ class Cardinality(SupportConstraint):
         if not (self._holds and weights):
             return True
         if self._sizes is not None:
-            return torch.count_nonzero(weights[0]) <= self._kept(self._sizes)
+            return self._used_on_vector(weights[0]) <= self._kept(self._sizes)
         if self.scope != "global":
             return no_larger(self._used(weights), self._kept_each(weights))
         units = self._units(weights)
         # The places that a tensor is kept free count, whether it needs them or not.
         return at_least(self._used(weights), self._least(units)).sum() <= self._kept(units)
+
+    def _used_on_vector(self, weights: Tensor) -> Tensor:
+        """How many weights are not zero; where each tensor keeps its minimum at least so many of it."""
+        used = torch.count_nonzero(weights)
+        if not (self._keeps_minimum and self.minimum):
+            return used
+        parts = [part for part in weights.split(list(self._sizes or ())) if part.numel()]
+        if self.minimum == 1:
+            return used + (len(parts) - norms(parts, math.inf).count_nonzero())
+        each = scalars([torch.count_nonzero(part) for part in parts])
+        return at_least(each, self._least([part.numel() for part in parts])).sum()
 
     # ------------------------------------------------------------------ which
 
@@ -216,7 +227,8 @@ class Cardinality(SupportConstraint):
             # Without the minimum; leaves_enough tells whether that makes a difference.
             keep = keep_largest(sums[0], kept)
         elif self.multiple == 1:
-            keep = keep_largest_overall(torch.cat(sums), kept, self._units(weights), self.minimum)
+            together = sums[0] if len(sums) == 1 else torch.cat(sums)
+            keep = keep_largest_overall(together, kept, self._units(weights), self.minimum)
         else:
             keep = keep_blocks(sums, kept, self.multiple, math.ceil(self.minimum / self.multiple))
         self._groups.drop_all_(weights, keep.logical_not_())

@@ -61,9 +61,8 @@ def keep_largest_overall(scores: Tensor, count: int, sizes: Sequence[int], minim
         keep = keep_largest(scores, count)
         if _have(keep.split(list(sizes)), least):
             return keep
-    # The best of each tensor, and of all others those that are best overall.
-    own = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, _best_of_each(scores, sizes, least), True)
-    return keep_largest(scores.masked_fill(own, -1.0), count - sum(least)).logical_or_(own)
+    # The best of each tensor, which no score is larger than then, and of all others those that are best overall.
+    return keep_largest(scores.index_fill(0, _best_of_each(scores, sizes, least), math.inf), count)
 
 
 def keep_largest_in_rows(scores: Tensor, count: int) -> Tensor:

@@ -109,7 +109,7 @@ def layer_summary(optimizer: BSQHOptimizer) -> str:
 
 def _row(layer: Layer, optimizer: BSQHOptimizer) -> tuple[str, ...]:
     kinds = sorted({type(module).__name__ for module in layer.modules})
-    exact = "exact" if layer.is_affine else "true K" if layer.can_be_run else "linearized"
+    exact = "exact" if layer.is_affine else "true K" if layer.is_safeguarded else "linearized"
     weights = [p for name, p in layer.trained.items() if name in layer.regularized]
     return (
         layer.name,

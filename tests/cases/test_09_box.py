@@ -22,7 +22,7 @@ def test_gru(sweep):
     torch.manual_seed(2)
     net = Recurrent().double()
     x, y = torch.randn(32, 3, dtype=torch.double), torch.randn(32, 1, dtype=torch.double)
-    optimizer = BSQHOptimizer(net, regularizer=Box(-0.3, 0.3), sweep=sweep)
+    optimizer = BSQHOptimizer(net, regularizer=Box(-0.3, 0.3), sweep=sweep, layers=["cell"])
     outside, losses = [], []
     for i in range(40):
         losses.append(float(optimizer.step(lambda: (net(x) - y).square().mean())))
@@ -42,9 +42,9 @@ def test_gru(sweep):
 def test_around_another(inner, options):
     """The same for an LSTM and a Box around another regularizer."""
     torch.manual_seed(4)
-    net = nn.LSTMCell(3, 4).double()
+    net, whole = nn.LSTMCell(3, 4).double(), lambda path, module: True
     x, y = torch.randn(32, 3, dtype=torch.double), torch.randn(32, 4, dtype=torch.double)
-    optimizer = BSQHOptimizer(net, regularizer=Box(-0.2, 0.2, inner), total_steps=60, **options)
+    optimizer = BSQHOptimizer(net, regularizer=Box(-0.2, 0.2, inner), total_steps=60, layers=whole, **options)
     outside, losses = [], []
     for i in range(60):
         losses.append(float(optimizer.step(lambda: (net(x)[0] - y).square().mean())))

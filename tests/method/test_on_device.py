@@ -98,6 +98,11 @@ def normalized() -> nn.Sequential:
     return net.double()
 
 
+def recurrent() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.GRUCell(6, 8), nn.Linear(8, 3)).double()
+
+
 NETWORKS = {"smooth": smooth_network, "normalized": normalized}
 
 
@@ -114,7 +119,7 @@ class Training:
     def __init__(
         self, decide: str, odd: dict[int, float] | None = None, network: str = "smooth", **options: Any
     ) -> None:
-        self.network = NETWORKS[network]()
+        self.network = {**NETWORKS, "recurrent": recurrent}[network]()
         options = {"total_steps": STEPS, "max_trials": 1, "on_stall": "warn", **options}
         self.optimizer = BSQHOptimizer(self.network, decide=decide, **copy.deepcopy(options))
         self.inputs = X
@@ -388,7 +393,17 @@ def test_what_is_refused(options: dict[str, Any], words: str) -> None:
 def test_layers_whose_true_k_is_looked_at_are_refused() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 4))
     with pytest.raises(ValueError, match=r"decide='device' cannot be used with the layers 1, .* decide='host'"):
-        BSQHOptimizer(network, decide="device")
+        BSQHOptimizer(network, decide="device", layers=["1"])
+
+
+def test_recurrent_modules() -> None:
+    """They are run alone only where they are named, so the device can decide on them."""
+    host, device = (
+        Training(decide, network="recurrent", regularizer=Cardinality(0.5)) for decide in ("host", "device")
+    )
+    host.run(20)
+    device.run(20)
+    torch.testing.assert_close(device.network.state_dict(), host.network.state_dict(), rtol=1e-9, atol=1e-10)
 
 
 def test_several_processes_are_refused() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_bsqh import L0, L1, L2, Backtracking, Box, BSQHOptimizer, Cardinality, Regularizer
 from lightning_bsqh.method.augmentation import Trial
+from lightning_bsqh.network.layer_calls import Call
 
 
 class Bend(nn.Module):
@@ -161,3 +162,19 @@ def test_other_choices(choice: Any) -> None:
     net = nn.Sequential(OrderedDict(block=block, head=nn.Linear(4, 1)))
     names = [group["name"] for group in BSQHOptimizer(net, regularizer=L0(), layers=choice).param_groups]
     assert names == ["block.0", "block.2", "head"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_recurrent_modules_are_run_alone_only_if_they_are_named(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(OrderedDict(cell=nn.GRUCell(4, 4), head=nn.Linear(4, 1))).double()
+    x, y = torch.randn(16, 4, dtype=torch.float64), torch.randn(16, 1, dtype=torch.float64)
+    alone: list[Call] = []
+    alignment = Call.alignment
+    monkeypatch.setattr(Call, "alignment", lambda call: alone.append(call) or alignment(call))
+    chosen = {"layers": ["cell"]} if named else {}
+    optimizer = BSQHOptimizer(network, regularizer=L0(rho=0.0), total_steps=20, **chosen)
+    for _ in range(20):
+        optimizer.step(lambda: (network(x) - y).square().mean())
+    assert optimizer.accepted > 0
+    assert len(alone) >= 40 if named else not alone

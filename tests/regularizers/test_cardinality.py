@@ -239,3 +239,24 @@ def test_groups_that_are_none() -> None:
     with pytest.raises(ValueError, match=r"groups='input' needs tensors with more than 1 dimensions.*\(3,\)"):
         Cardinality(groups="input").admits([torch.zeros(3)])
     assert repr(Cardinality(0.5, groups="input")) == "Cardinality(sparsity=0.5, ramp=(0.05, 0.5), groups='input')"
+
+
+@settings(deadline=None)
+@given(
+    patterns=st.lists(st.lists(st.sampled_from([0.0, 1.0, -2.0]), min_size=1, max_size=6), min_size=2, max_size=4),
+    sparsity=st.floats(0.0, 0.99),
+    minimum=st.integers(0, 3),
+)
+def test_one_vector_is_judged_and_thinned_as_the_tensors_are(
+    patterns: list[list[float]], sparsity: float, minimum: int
+) -> None:
+    tensors = [torch.tensor(pattern) for pattern in patterns]
+    vector = torch.cat(tensors)
+    regularizer = Cardinality(sparsity, ramp=(0.0, 0.0), minimum=minimum)
+    whole = regularizer.on_vector_with_minimum([t.numel() for t in tensors])
+    assert whole is not None
+    assert bool(whole.admits([vector])) == bool(regularizer.admits(tensors))
+    whole.prox_([vector], [1.0], 1.0)
+    regularizer.prox_(tensors, [1.0] * len(tensors), 1.0)
+    assert torch.equal(vector, torch.cat(tensors))
+    assert whole.leaves_enough([vector])

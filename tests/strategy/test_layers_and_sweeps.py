@@ -37,7 +37,7 @@ class GatedWithAdam(Gated, WithAdam):
 @pytest.mark.parametrize("sweep", ["jacobi", "gauss-seidel"])
 def test_no_trace_of_layers_run_alone(make_trainer: Any, make_loader: Any, sweep: str) -> None:
     results = []
-    for strategy, make in (("auto", GatedWithAdam), (rejecting(sweep=sweep), Gated)):
+    for strategy, make in (("auto", GatedWithAdam), (rejecting(sweep=sweep, layers=["cell"]), Gated)):
         torch.manual_seed(0)
         module = make()
         trainer = make_trainer(strategy=strategy, max_steps=4)
@@ -53,7 +53,7 @@ def test_trains(make_trainer: Any, make_loader: Any, sweep: str, precision: str)
     torch.manual_seed(0)
     module = Gated()
     before = weights_of(module)
-    strategy = BSQHStrategy(Cardinality(0.5), sweep=sweep)
+    strategy = BSQHStrategy(Cardinality(0.5), sweep=sweep, layers=["cell"])
     trainer = make_trainer(strategy=strategy, max_epochs=6, precision=precision)
     trainer.fit(module, make_loader())
     optimizer = trainer.optimizers[0]

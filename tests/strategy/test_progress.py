@@ -149,9 +149,11 @@ def test_summary_by_layer() -> None:
     lines = layer_summary(optimizer).splitlines()[3:]
     assert [line.split()[:5] for line in lines] == [
         ["0", "Linear", "exact", "15", "12"],
-        ["1", "GRUCell", "true", "K", "72"],
+        ["1", "GRUCell", "linearized", "72", "-"],
         ["2", "BatchNorm1d", "exact", "6", "-"],
         ["3", "Linear", "exact", "6", "6"],
     ]
+    named = layer_summary(BSQHOptimizer(network, layers=["1"])).splitlines()[4]
+    assert named.split()[:5] == ["1", "GRUCell", "true", "K", "72"]
     assert "GroupL0" in lines[0]
     assert "L0(rho=0.001)" in lines[3]

@@ -86,7 +86,8 @@ def test_a_scaler_alone_changes_nothing(
     ends = []
     for more in ({}, {"plugins": [scaled()]}):
         module = kind()
-        trainer = make_trainer(strategy(**options), max_epochs=3, accumulate_grad_batches=window, **more)
+        named = {"layers": ["cell"]} if kind is Recurrent else {}
+        trainer = make_trainer(strategy(**options, **named), max_epochs=3, accumulate_grad_batches=window, **more)
         assert said(lambda trainer=trainer, module=module: trainer.fit(module, loader(8))) == []
         assert trainer.optimizers[0].accepted > 0
         assert trainer.global_step == trainer.optimizers[0].iterations == 18 // window

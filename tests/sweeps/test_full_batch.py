@@ -573,7 +573,7 @@ def test_layers_that_are_not_affine(size: int) -> None:
         torch.manual_seed(0)
         network = Bent().double()
         rule = Backtracking(epsilon=0.05, sigma=1.5, zeta=0.9, schedule=False)
-        optimizer, objectives, weights, _ = train(micro, 12, network, augmentation=rule)
+        optimizer, objectives, weights, _ = train(micro, 12, network, augmentation=rule, layers=["cell"])
         assert optimizer.last_step is not None
         assert optimizer.last_step.hamiltonian_gain >= 0.0
         results.append((objectives, weights))
