@@ -38,10 +38,10 @@ def test_resnet18_stays_near_adam(launches: ModuleType, monkeypatch: pytest.Monk
 def test_a_step_that_the_device_decides_waits_for_nothing(
     launches: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No wait after the ramp, and at most 84 calls more than where the host decides, nearly all on single numbers."""
+    """No wait after the ramp, and at most 87 calls more than where the host decides, nearly all on single numbers."""
     monkeypatch.setattr(launches, "STEPS", 12)
     host = launches.count("lenet5", "bsqh").typical(False)
     device = launches.count("lenet5", "device").typical(False)
     assert device.waits == 0
     assert host.waits == 1
-    assert device.calls <= host.calls + 84
+    assert device.calls <= host.calls + 87

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_bsqh.method.device_rule import precision_on
 from lightning_bsqh.network.packing import Pack, are_views
 
 States = Sequence[dict[str, Any]]
@@ -67,7 +66,7 @@ class Averaging:
         elif known is None:
             self.keep(pack, gradient.clone(), states)
         else:
-            self.keep(pack, known.lerp_(gradient, 1.0 - self.share), states)
+            self.keep(pack, torch.lerp(gradient, known, self.share, out=known), states)
 
     def known(self, pack: Pack, gradient: Tensor, states: States) -> Tensor | None:
         """The average so far, with the present gradient for those that have none; None if no one has."""
@@ -120,7 +119,7 @@ class AveragingOnDevice:
         if pack not in self._vectors:
             known = self._averaging.known(pack, gradient, self._states[pack])
             self._vectors[pack] = gradient.clone() if known is None else known
-        return torch.lerp(gradient, self._vectors[pack], self._shares[pack].to(gradient.dtype))
+        return torch.lerp(gradient, self._vectors[pack], self._shares[pack])
 
     def commit(self, pack: Pack, gradient: Tensor, finite: Tensor, accepted: Tensor) -> None:
         """Remembers this iteration's gradient.
@@ -133,10 +132,9 @@ class AveragingOnDevice:
         """
         if not self._averaging.share:
             return
-        share = self._shares[pack]
-        mean = self._vectors[pack].lerp(gradient, (1.0 - share).to(gradient.dtype))
-        self._vectors[pack] = torch.where(accepted, mean, self._vectors[pack])
-        self._shares[pack] = torch.where(finite, torch.where(accepted, self._full[pack], 0.0), share)
+        known, share = self._vectors[pack], self._shares[pack]
+        self._vectors[pack] = torch.where(accepted, torch.lerp(gradient, known, share), known)
+        self._shares[pack] = torch.where(finite, self._full[pack] * accepted, share)
 
     def numbers(self) -> list[Tensor]:
         """What the host does not know, as scalars."""
@@ -158,5 +156,4 @@ def forget(states: States) -> None:
 
 
 def _share(value: float, pack: Pack) -> Tensor:
-    device = pack.parameters[0].device
-    return torch.full((), value, device=device, dtype=precision_on(device))
+    return torch.full((), value, device=pack.parameters[0].device, dtype=pack.parameters[0].dtype)

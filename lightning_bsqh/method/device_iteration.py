@@ -44,8 +44,8 @@ class DeviceIteration(Iteration):
         Returns:
             What û is worth, and its ε.
         """
-        metric = self._metrics()
-        directions = self._directions(metric)
+        metric, means = self._metrics(), self._means()
+        directions = self._directions(metric, means)
         self.length = self._scalar("length")
         self.relative = self._measured_relative()
         epsilon = epsilon_for(self.length, self.relative)
@@ -57,7 +57,7 @@ class DeviceIteration(Iteration):
         del directions
         self._acting.prox_(self._weights(points), self._weights(metric), given)
         self.put_(points)
-        return self._measure(points, metric), epsilon
+        return self._measure(points, metric, means=means), epsilon
 
     def _scalar(self, name: str) -> Tensor:
         found = self._of_gradient[name]

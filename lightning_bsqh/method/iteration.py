@@ -129,8 +129,8 @@ class Iteration:
 
     def maximise_(self, epsilon: float) -> Candidate:
         """Puts û_l = argmax K_{ε,l}(·; w_l) into the parameters, all layers from the same w and G (jacobi)."""
-        metric = self._metrics()
-        directions = self._directions(metric)
+        metric, means = self._metrics(), self._means()
+        directions = self._directions(metric, means)
         points = [torch.add(w, s, alpha=-0.5 / epsilon) for w, s in zip(self._base, directions, strict=True)]
         del directions
         weights = self._weights(points)
@@ -138,21 +138,20 @@ class Iteration:
         self._enough = self._acting.leaves_enough(weights)
         self.put_(points)
         if not self._checks:
-            return self._measure(points, metric)
-        proposed = self._measure(points, metric).tau
+            return self._measure(points, metric, means=means)
+        proposed = self._measure(points, metric, means=means).tau
         return replace(self._safeguarded_(metric, epsilon), proposed=proposed)
 
-    def _directions(self, metric: Sequence[MetricWeight]) -> list[Tensor]:
+    def _directions(self, metric: Sequence[MetricWeight], means: Sequence[Tensor]) -> list[Tensor]:
         """−Ḡ/D of every pack; the first time G is looked at, too."""
-        own = None
-        if self._mean is None or not self._of_gradient:
+        is_own = self._mean is None
+        if is_own or not self._of_gradient:
             own = [g / d for g, d in zip(self.slopes, metric, strict=True)]
-        if own is not None and not self._of_gradient:
-            self._look_at(own)
-        if own is not None and self._mean is None:
-            return own
-        del own
-        return [m / d for m, d in zip(self._means(), metric, strict=True)]
+            if not self._of_gradient:
+                self._look_at(own)
+            if is_own:
+                return own
+        return [m / d for m, d in zip(means, metric, strict=True)]
 
     def _look_at(self, directions: Sequence[Tensor]) -> None:
         lengths = [torch.dot(g, s) for g, s in zip(self.slopes, directions, strict=True)]
@@ -226,9 +225,16 @@ class Iteration:
         """Compares what the parameters hold with the base point."""
         return self._measure(self.values(), self._metrics())
 
-    def _measure(self, points: Sequence[Tensor], metric: Sequence[MetricWeight], excess: float = 0.0) -> Candidate:
+    def _measure(
+        self,
+        points: Sequence[Tensor],
+        metric: Sequence[MetricWeight],
+        excess: float = 0.0,
+        means: Sequence[Tensor] | None = None,
+    ) -> Candidate:
         slopes, taus, along = [], [], []
-        for u, w, g, d, m in zip(points, self._base, self.slopes, metric, self._means(), strict=True):
+        means = self._means() if means is None else means
+        for u, w, g, d, m in zip(points, self._base, self.slopes, metric, means, strict=True):
             step = u - w
             slopes.append(torch.dot(g, step))
             taus.append(squared_length(step, d))
