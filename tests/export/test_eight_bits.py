@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from types import ModuleType
 
@@ -112,20 +113,33 @@ def test_a_torchao_of_another_time(monkeypatch) -> None:
         accelerate(nn.Sequential(nn.Linear(3, 2)), torch.randn(5, 3), int8=True)
 
 
-def test_torchao_rounds_and_keeps_zeros() -> None:
-    pytest.importorskip("torchao", reason="torchao is not installed")
-    torch.manual_seed(0)
+def with_zeros() -> tuple[nn.Linear, Tensor]:
     layer = nn.Linear(64, 32)
     with torch.no_grad():
         layer.weight[torch.rand(32, 64) < 0.9] = 0.0
         layer.weight[3] = 0.0
-    x = torch.randn(17, 64)
+    return layer, torch.randn(17, 64)
+
+
+def test_torchao_rounds_and_keeps_zeros() -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    layer, x = with_zeros()
     expected = layer(x).detach()
     rounded = Int8(layer)(x)
     assert 0.0 < (rounded - expected).abs().max() / expected.abs().max() < INT8_TOLERANCE
     assert torch.equal(rounded[:, 3], expected[:, 3]), "a row of zeros gives its bias"
     assert torch.equal(layer(x), expected), "the layer stays as it is"
+    assert torch.equal(copy.deepcopy(Int8(layer))(x), rounded)
+
+
+# Half a minute, since torch.compile is at work.
+@pytest.mark.slow
+def test_torchao_as_it_is_and_compiled() -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    layer, x = with_zeros()
     result = accelerate(nn.Sequential(layer), x, seconds=0.01, int8=True)
     (tried,) = result.layers
     assert "int8" in tried.milliseconds
+    # Without a compiler on the machine it cannot be compiled.
+    assert ("int8, compiled" in tried.milliseconds) != ("int8, compiled" in tried.failed)
     assert result.difference <= INT8_TOLERANCE
