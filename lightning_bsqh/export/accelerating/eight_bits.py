@@ -36,7 +36,7 @@ class Int8(nn.Module):
             quantize(network, config())
         self.layer = network[0]
         # Code of its own for each layer, or torch.compile would give up after eight of different sizes.
-        self._run = [torch.compile(fx.symbolic_trace(network))] if compiled else [self.layer]
+        self._run: list[Callable[..., Any]] = [torch.compile(fx.symbolic_trace(network))] if compiled else [self.layer]
 
     def forward(self, x: Tensor) -> Tensor:
         """From ``[*, in_features]`` to ``[*, out_features]``."""
@@ -47,7 +47,8 @@ def int8_candidates(layer: nn.Module) -> dict[str, Callable[[Any], nn.Module]]:
     """The ways to compute a linear layer in int8, by name; none for layers of other kinds and in float64."""
     if type(layer) is not nn.Linear or layer.weight.dtype not in _DTYPES:
         return {}
-    return dict(zip(INT8_KERNELS, (Int8, partial(Int8, compiled=True)), strict=True))
+    plain, compiled = INT8_KERNELS
+    return {plain: Int8, compiled: partial(Int8, compiled=True)}
 
 
 def check_torchao() -> None:

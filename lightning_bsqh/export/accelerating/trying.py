@@ -178,7 +178,9 @@ def _working(
     layer: nn.Module, given: Tensor, kernels: dict[str, Callable[[Any], nn.Module]]
 ) -> tuple[dict[str, nn.Module], dict[str, str], dict[str, float]]:
     """The kernels that give the same, or nearly so in int8; why others cannot be used; by how much int8 is off."""
-    working, failed, differences = {"dense": layer}, {}, {}
+    working: dict[str, nn.Module] = {"dense": layer}
+    failed: dict[str, str] = {}
+    differences: dict[str, float] = {}
     expected = outputs_of(layer, (given,))
     for kind, make in kernels.items():
         try:
