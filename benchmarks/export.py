@@ -1,6 +1,7 @@
 """What export makes of trained sparse networks: files, sizes, multiplications and time on this machine.
 
     python benchmarks/export.py [--networks lenet5 resnet8 digits] [--mnist FOLDER] [--cifar10 FOLDER] [--output FOLDER]
+        [--processor-time]
 
 Trains by the recipes (digits_lenet5, mnist_lenet5_groups, cifar10_resnet8_groups), reads the run folders as
 lightning-bsqh export does, and prints three tables for each: trained against shrunk and accelerated, for one image and
@@ -16,6 +17,7 @@ import copy
 import logging
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +48,7 @@ def train(recipe: str, root: Path | None, folder: Path, options: Sequence[str] =
     return folder
 
 
-def compare(run: Run, batch_size: int, seconds: float) -> str:
+def compare(run: Run, batch_size: int, seconds: float, clock: Callable[[], float] = time.perf_counter) -> str:
     """The table of a run for batches of one size, and what was tried to make it faster."""
     inputs = example_inputs(run, batch_size)
     small = shrink(run.model, inputs)
@@ -63,7 +65,7 @@ def compare(run: Run, batch_size: int, seconds: float) -> str:
     ways["no zeros, accelerated"] = accelerate(filled, inputs, seconds / 5).network
     ways |= {f"{name}, ONNX Runtime": _onnx(net, inputs) for name, net in (("no zeros", filled), ("shrunk", small))}
     lines += ["", "milliseconds, and how many times less than trained, in three rounds:"]
-    rounds = [latencies(list(ways.values()), inputs, seconds) for _ in range(3)]
+    rounds = [latencies(list(ways.values()), inputs, seconds, clock) for _ in range(3)]
     for i, name in enumerate(ways):
         lines.append(f"{name:<24}" + "".join(f"{times[i]:>10.3f} ({times[0] / times[i]:.2f} x)" for times in rounds))
     return "\n".join(lines)
@@ -125,11 +127,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--cifar10", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--output", type=Path, default=Path("runs/export"))
     parser.add_argument("--seconds", type=float, default=5.0, help="time per measurement")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="in the three rounds: on a machine that others use, too"
+    )
     parser.add_argument("--fit", nargs=argparse.REMAINDER, default=[], help="further arguments of the training")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    clock = time.thread_time if options.processor_time else time.perf_counter
     options.output.mkdir(parents=True, exist_ok=True)
     roots = {"digits": None, "lenet5": options.mnist, "resnet8": options.cifar10}
     for name in options.networks:
@@ -140,7 +146,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"\n{name}: {shrink_report(shrink(run.model, example_inputs(run, 1)))}\n")
         for batch_size in (1, 64):
-            print(compare(run, batch_size, options.seconds), end="\n\n")
+            print(compare(run, batch_size, options.seconds, clock), end="\n\n")
     print(sizes(options.output))
     return 0
 

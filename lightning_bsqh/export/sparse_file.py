@@ -214,6 +214,9 @@ def _check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name!r} is no tensor but {type(tensor).__name__}: leave it out of the state_dict.")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(f"{name!r} must be a strided tensor with data, got {tensor.layout} on {tensor.device}.")
+    if hasattr(tensor, "__tensor_flatten__"):
+        # Such as those of torchao and DTensor: their data are those of other tensors.
+        raise TypeError(f"{name!r} must be an ordinary tensor, got {type(tensor).__name__}: save the network before.")
     if tensor.dtype not in _STORED | _OTHERS:
         raise TypeError(f"{name!r} has the dtype {tensor.dtype}, which cannot be stored: convert it first.")
 

@@ -8,11 +8,12 @@ from torch import fx, nn
 
 from lightning_bsqh.export import accelerate, shrink
 from lightning_bsqh.export.accelerating import trying as module
-from lightning_bsqh.export.accelerating import whole
+from lightning_bsqh.export.accelerating import two_of_four, whole
 from lightning_bsqh.export.accelerating.fusing import fuse_norms
 from lightning_bsqh.export.accelerating.in_place import in_place
-from lightning_bsqh.export.accelerating.kernels import candidates, is_two_of_four
+from lightning_bsqh.export.accelerating.kernels import candidates
 from lightning_bsqh.export.accelerating.memory_format import channels_last
+from lightning_bsqh.export.accelerating.two_of_four import TwoOfFour, TwoOfFourFilters, is_two_of_four
 from lightning_bsqh.regularizers import NM
 from lightning_bsqh.zoo import ResNet8
 from tests.export.shrinking.made_networks import as_after_training, networks
@@ -130,24 +131,69 @@ def test_measured_for_real_it_gives_the_same() -> None:
     assert result.milliseconds[1] <= result.milliseconds[0]
 
 
-def two_of_four(rows: int, columns: int) -> nn.Linear:
-    layer = nn.Linear(columns, rows)
+def as_nm_leaves_it(layer: nn.Module) -> nn.Module:
     NM(2, 4, ramp=(0.0, 0.0)).project_([layer.weight.detach()], [1.0])
     return layer
 
 
 def test_what_sparse_tensor_cores_take() -> None:
-    layer = two_of_four(6, 8)
+    layer = as_nm_leaves_it(nn.Linear(8, 6))
     assert is_two_of_four(layer.weight)
     assert not is_two_of_four(nn.Linear(8, 6).weight)
     assert not is_two_of_four(torch.zeros(2, 6))
-    assert "two of four" not in candidates(layer), "they are CUDA's"
+    filters = as_nm_leaves_it(nn.Conv2d(8, 6, 3))
+    assert is_two_of_four(filters.weight)
+    along_the_places = nn.Conv2d(8, 6, (1, 4))
+    along_the_places.weight.data[..., 2:] = 0.0
+    assert not is_two_of_four(along_the_places.weight)
+    for kind in (layer, filters):
+        assert "two of four" not in candidates(kind), "they are CUDA's"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 2), st.integers(0, 1)),
+    st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    st.booleans(),
+    st.integers(0, 2**30),
+)
+def test_windows_times_two_of_four_are_the_convolution(sizes, kernel, padding, stride, bias, seed) -> None:
+    """With the matrix as it is: the product of the tensor cores is torch's business."""
+    torch.manual_seed(seed)
+    outputs, groups, dilation = sizes
+    layer = nn.Conv2d(4 * groups, outputs, kernel, stride, padding, dilation, bias=bias)
+    layer = as_nm_leaves_it(layer).double().requires_grad_(False)
+    x = torch.randn(2, 4 * groups, 9, 8, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        rows: list[torch.Tensor] = []
+        patch.setattr(two_of_four, "semi_structured", lambda weight: rows.append(weight) or weight)
+        made = TwoOfFourFilters(layer)
+    assert torch.allclose(made(x), layer(x), rtol=0, atol=1e-12)
+    # What torch packs: of every four neighbors in a row at most two.
+    (row,) = rows
+    assert bool(((row != 0).view(outputs, -1, 4).sum(2) <= 2).all())
+
+
+def test_a_linear_layer_needs_no_windows(monkeypatch) -> None:
+    monkeypatch.setattr(two_of_four, "semi_structured", lambda weight: weight.clone())
+    layer, x = as_nm_leaves_it(nn.Linear(8, 6)), torch.randn(2, 3, 8)
+    assert torch.equal(TwoOfFour(layer)(x), layer(x))
+
+
+CUDA_LAYERS = [
+    (lambda: nn.Linear(512, 256), (64, 512)),
+    (lambda: nn.Conv2d(64, 128, 1, stride=2), (4, 64, 16, 16)),
+    (lambda: nn.Conv2d(64, 128, 3, padding=1), (4, 64, 16, 16)),
+]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="sparse tensor cores are those of a CUDA device")
-def test_two_of_four_on_cuda() -> None:
-    layer = two_of_four(256, 512).half().cuda()
-    x = torch.randn(64, 512, device="cuda", dtype=torch.float16)
+@pytest.mark.parametrize(("make", "shape"), CUDA_LAYERS, ids=["linear", "1x1", "3x3"])
+def test_two_of_four_on_cuda(make, shape) -> None:
+    layer = as_nm_leaves_it(make()).half().cuda()
+    x = torch.randn(shape, device="cuda", dtype=torch.float16)
     result = accelerate(nn.Sequential(layer), x, seconds=0.05)
     (tried,) = result.layers
     assert "two of four" in tried.milliseconds or "two of four" in tried.failed

@@ -5,6 +5,7 @@ from torch import nn
 pytest.importorskip("safetensors")
 
 from lightning_bsqh.export import Measurement, measure, table
+from lightning_bsqh.export.measuring import latencies
 
 
 def test_counts_of_a_small_network() -> None:
@@ -39,3 +40,13 @@ def test_table_puts_numbers_side_by_side() -> None:
     assert rows["test_accuracy"][1:] == ["0.5000"]
     assert len({len(line) for line in text.splitlines()[:6]}) <= 2
     assert "ratio" not in table({"trained": before})
+
+
+def test_another_clock_may_count() -> None:
+    now = [0.0]
+
+    def call(seconds: float) -> None:
+        now[0] += seconds
+
+    ways = [lambda x: call(2.0), lambda x: call(0.5)]
+    assert latencies(ways, (torch.ones(1),), 0.001, clock=lambda: now[0]) == [2000.0, 500.0]

@@ -140,6 +140,13 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
+class Wrapped(torch.Tensor):
+    """As torchao's and DTensor: made of other tensors."""
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return [], None
+
+
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
@@ -154,6 +161,7 @@ def test_a_file_that_exists_is_kept(tmp_path: Path) -> None:
         ({"a": torch.eye(3).to_sparse()}, TypeError, "strided"),
         ({"a": torch.ones(2, device="meta")}, TypeError, "strided"),
         ({"a": torch.zeros(2, dtype=torch.uint8).view(torch.bits8)}, TypeError, "dtype"),
+        ({"a": torch.ones(2).as_subclass(Wrapped)}, TypeError, "an ordinary tensor, got Wrapped"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path, state, error, words) -> None:

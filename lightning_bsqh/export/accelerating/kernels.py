@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.sparse import to_sparse_semi_structured
+
+from lightning_bsqh.export.accelerating.two_of_four import TwoOfFour, TwoOfFourFilters, is_two_of_four
+from lightning_bsqh.export.accelerating.windows import output_size
 
 
 class CompressedRows(nn.Module):
@@ -73,28 +75,6 @@ class NonzeroPart(nn.Module):
         return bias.expand(shape).clone().index_copy_(axis, self.rows, part)
 
 
-class TwoOfFour(nn.Module):
-    """A linear layer on the sparse tensor cores of a CUDA device, by torch's semi-structured tensors.
-
-    Args:
-        layer: The layer; of every four neighboring weights of a row at most two are not zero. They are copied.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor is in a prototype stage")
-            self.register_buffer("weight", to_sparse_semi_structured(layer.weight.detach()))
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """From ``[*, in_features]`` to ``[*, out_features]``."""
-        return F.linear(x, self.weight, self.bias)
-
-
 class CompressedFilters(nn.Module):
     """A convolution as a CSR matrix times the windows of its input.
 
@@ -113,8 +93,7 @@ class CompressedFilters(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``."""
-        places = zip(x.shape[2:], *self.windows.values(), strict=True)
-        height, width = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in places)
+        height, width = output_size(x, self.windows)
         columns = F.unfold(x, **self.windows).transpose(0, 1).flatten(1)
         product = torch.addmm(self.bias, self.weight, columns)
         return product.view(-1, len(x), height, width).transpose(0, 1)
@@ -125,26 +104,28 @@ Kernel = Callable[[Any], nn.Module]
 
 def candidates(layer: nn.Module) -> dict[str, Kernel]:
     """The ways by name that could compute what a layer gives; none for a layer of another kind or without zeros."""
-    if type(layer) is nn.Linear:
-        found: dict[str, Kernel] = {"compressed rows": CompressedRows, "nonzero part": NonzeroPart}
-        found |= {"two of four": TwoOfFour} if layer.weight.is_cuda and is_two_of_four(layer.weight.detach()) else {}
-    elif type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
-        found = {"nonzero part": NonzeroPart}
-        found |= {} if isinstance(layer.padding, str) else {"compressed filters": CompressedFilters}
-    else:
+    found = _of_kind(layer)
+    if not found:
         return {}
-    weight = layer.weight.detach()
+    weight: Any = layer.weight
+    weight = weight.detach()
     uses = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
     if not bool(uses.any()) or (bool(uses.any(0).all()) and bool(uses.any(1).all())):
         del found["nonzero part"]
+    if not (weight.is_cuda and is_two_of_four(weight)):
+        found.pop("two of four", None)
     return found if bool((weight == 0).any()) else {}
 
 
-def is_two_of_four(weight: Tensor) -> bool:
-    """Whether at most two of every four neighbors along the columns are not zero, as ``NM(2, 4)`` leaves them."""
-    if weight.shape[1] % 4:
-        return False
-    return bool(((weight != 0).view(len(weight), -1, 4).sum(2) <= 2).all())
+def _of_kind(layer: nn.Module) -> dict[str, Kernel]:
+    """Those for a kind of layer, whatever its weights are."""
+    if type(layer) is nn.Linear:
+        return {"compressed rows": CompressedRows, "nonzero part": NonzeroPart, "two of four": TwoOfFour}
+    if type(layer) is not nn.Conv2d or layer.groups > 1 or layer.padding_mode != "zeros":
+        return {}
+    if isinstance(layer.padding, str):
+        return {"nonzero part": NonzeroPart}
+    return {"nonzero part": NonzeroPart, "compressed filters": CompressedFilters, "two of four": TwoOfFourFilters}
 
 
 def _compressed(weight: Tensor) -> Tensor:
