@@ -171,8 +171,13 @@ def test_recurrent_modules_are_run_alone_only_if_they_are_named(named: bool, mon
     x, y = torch.randn(16, 4, dtype=torch.float64), torch.randn(16, 1, dtype=torch.float64)
     alone: list[Call] = []
     alignment = Call.alignment
-    monkeypatch.setattr(Call, "alignment", lambda call: alone.append(call) or alignment(call))
-    chosen = {"layers": ["cell"]} if named else {}
+
+    def counted(call: Call) -> float:
+        alone.append(call)
+        return alignment(call)
+
+    monkeypatch.setattr(Call, "alignment", counted)
+    chosen: dict[str, Any] = {"layers": ["cell"]} if named else {}
     optimizer = BSQHOptimizer(network, regularizer=L0(rho=0.0), total_steps=20, **chosen)
     for _ in range(20):
         optimizer.step(lambda: (network(x) - y).square().mean())
