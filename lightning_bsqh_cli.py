@@ -143,7 +143,7 @@ def _is_there(name: str) -> bool:
 
 
 def _version() -> str:
-    """That of the package which would run, read without importing it; what pip has noted may be of an earlier checkout."""
+    """That of the package that would run, without importing it; pip may have noted that of an earlier checkout."""
     package = importlib.util.find_spec("lightning_bsqh")
     assert package is not None
     assert package.origin is not None
