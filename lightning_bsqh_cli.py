@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,11 +143,13 @@ def _is_there(name: str) -> bool:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("lightning-bsqh")
-    except importlib.metadata.PackageNotFoundError:
-        # A checkout that is not installed.
-        return str(importlib.import_module("lightning_bsqh").__version__)
+    """That of the package that would run, without importing it; pip may have noted that of an earlier checkout."""
+    package = importlib.util.find_spec("lightning_bsqh")
+    assert package is not None
+    assert package.origin is not None
+    found = re.search(r'^__version__ = "(.+)"$', Path(package.origin).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 def _run(command: _Command, name: str, args: Sequence[str]) -> None:

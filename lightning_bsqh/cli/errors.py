@@ -14,6 +14,8 @@ _KINDS = (ArgumentError, ValueError, TypeError, RuntimeError, OSError, ModuleNot
 # Whose errors are about options and files. What is raised elsewhere, in the user's modules or in torch, may be a fault
 # of a program, and who looks for it needs the traceback.
 _ABOUT_OPTIONS = ("lightning_bsqh", "lightning", "pytorch_lightning", "lightning_fabric", "jsonargparse", "importlib")
+# Data and weights are what options name: what cannot be read or downloaded is said there, whatever a library raised.
+_READS_FILES = "lightning_bsqh.zoo."
 _SAYS_LITTLE = re.compile(
     r"\s*(Does not validate against any of the Union subtypes|Subtypes: |Errors:|Given value type: |"
     r"- Expected a path but .* invalid|- Expected a <class '(NoneType|collections\.abc\.\w+)'>$)"
@@ -54,14 +56,20 @@ def in_short(message: str) -> str:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
+        if _raised_in(error).startswith(_READS_FILES):
+            return
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _is_about_options(error: BaseException) -> bool:
+    return error.__traceback__ is None or _raised_in(error).partition(".")[0] in _ABOUT_OPTIONS
+
+
+def _raised_in(error: BaseException) -> str:
+    """The name of the module that raised it, empty where it was not raised at all."""
     trace = error.__traceback__
     if trace is None:
-        return True
+        return ""
     while trace.tb_next is not None:
         trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__", ""))
-    return module.partition(".")[0] in _ABOUT_OPTIONS
+    return str(trace.tb_frame.f_globals.get("__name__", ""))

@@ -10,6 +10,7 @@ pytest.importorskip("jsonargparse")
 
 from lightning_bsqh.cli.errors import SHOW_TRACEBACKS, in_short, sentence_for
 from lightning_bsqh.cli.main import main
+from tests.zoo.made_data import make_mnist
 
 BORING = ["fit", "--model=lightning.pytorch.demos.boring_classes.BoringModel", "--trainer.accelerator=cpu"]
 OURS = [*BORING, "--trainer.strategy=lightning_bsqh.BSQHStrategy"]
@@ -55,6 +56,24 @@ def test_a_wrong_option_ends_with_its_sentence(arguments: list[str], said: str, 
     assert said in error
     lines = error[error.index("lightning-bsqh: error:") :].splitlines()
     assert len(lines) <= 3
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("damage", ["no network", "half a file"])
+def test_data_that_cannot_be_had_end_with_a_sentence(tmp_path, monkeypatch, capsys, damage: str) -> None:
+    def no_network(*args: object, **options: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", no_network)
+    if damage == "half a file":
+        make_mnist(tmp_path / "data")
+        images = tmp_path / "data" / "train-images-idx3-ubyte.gz"
+        images.write_bytes(images.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "mnist_lenet5", "--data.root", "data", "--trainer.accelerator", "cpu"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert ("the download failed" if damage == "no network" else "gz is damaged: it cannot be decompressed") in error
     assert "Traceback" not in error
 
 

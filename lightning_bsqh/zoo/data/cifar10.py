@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import platform
 import shutil
 import tarfile
 import tempfile
@@ -156,9 +157,16 @@ def read_images(source: Path) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If an image or the archive is damaged, or the classes are not 10.
         ModuleNotFoundError: If torchvision is not installed.
+        RuntimeError: If this Python cannot keep an archive from writing outside the folder that it is unpacked into.
     """
     if source.is_dir():
         return _read_folder(source, source)
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError(
+            f"{source} is not unpacked: Python {platform.python_version()} has no filters for archives, those from"
+            f" 3.10.12 and 3.11.4 on have. Unpack it yourself into {source.parent}/{source.name.partition('.')[0]}/,"
+            " with one folder per class."
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             # With the filter, nothing can be unpacked to anywhere else.

@@ -106,6 +106,14 @@ def test_half_of_the_data_missing(tmp_path) -> None:
         CIFAR10DataModule(str(tmp_path / "train.tar.gz")).prepare_data()
 
 
+def test_a_python_that_cannot_unpack_safely_is_told(tmp_path, monkeypatch) -> None:
+    # As Python up to 3.10.11 and 3.11.3.
+    make_cifar10(tmp_path, packed=True)
+    monkeypatch.delattr("tarfile.data_filter")
+    with pytest.raises(RuntimeError, match=r"train\.tar\.gz is not unpacked: Python .* yourself into .*train/"):
+        CIFAR10DataModule(str(tmp_path)).setup("fit")
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no archive"])
 def test_damaged_archive_is_named(tmp_path, damage) -> None:
     make_cifar10(tmp_path)
