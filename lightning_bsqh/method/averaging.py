@@ -17,7 +17,7 @@ KEY = "mean"
 
 
 class Averaging:
-    """Ḡ ← share · Ḡ + (1 − share) · G, which starts as the first G, and anew after a rejected candidate.
+    """Ḡ ← share · Ḡ + (1 − share) · G, which starts as the first G, and anew after an iteration without a step.
 
     The average lies in the optimizer's ``state`` of every parameter as ``mean``. It changes only in :meth:`commit`,
     when the iteration is through, so that one that is skipped or interrupted leaves nothing.
@@ -48,22 +48,20 @@ class Averaging:
         known = self.known(pack, gradient, states)
         return gradient if known is None else torch.lerp(gradient, known, self.share)
 
-    def commit(self, pack: Pack, gradient: Tensor, states: States, has_past: bool, has_moved: bool) -> None:
+    def commit(self, pack: Pack, gradient: Tensor, states: States, has_moved: bool) -> None:
         """Remembers this iteration's gradient.
 
         Args:
             pack: Whose parameters.
             gradient: −G of all of them, shape ``[n]``.
             states: What is remembered of each parameter of the pack; changed.
-            has_past: Whether the candidate along Ḡ became the iterate; else the average starts anew, with this gradient
-            has_moved: if another candidate did, and with the next if none did.
+            has_moved: Whether a candidate became the iterate; else the average starts anew with the next iteration.
         """
         if not self.share:
             return
-        known = self.known(pack, gradient, states) if has_past else None
         if not has_moved:
             forget(states)
-        elif known is None:
+        elif (known := self.known(pack, gradient, states)) is None:
             self.keep(pack, gradient.clone(), states)
         else:
             self.keep(pack, torch.lerp(gradient, known, self.share, out=known), states)
@@ -106,7 +104,7 @@ class AveragingOnDevice:
         self._states = {pack: [states[i] for i in pack.positions] for pack in packs}
         self._vectors: dict[Pack, Tensor] = {}
         self._full = {pack: _share(averaging.share, pack) for pack in packs}
-        # What share the past has in the next iteration: none after a rejected candidate.
+        # What share the past has in the next iteration: none after one without a step.
         self._shares = {pack: _share(averaging.share if self._has_past(pack) else 0.0, pack) for pack in packs}
 
     def _has_past(self, pack: Pack) -> bool:

@@ -83,7 +83,6 @@ class Found:
         reached: Of the parameters that no gradient had reached before, by position, whether this one's has.
         leaves_enough: Whether the last candidate leaves every tensor what it has to keep.
         kept_minimum: Whether that took R more work.
-        follows_mean: Whether the last candidate was made along Ḡ, not along the batch's own G.
     """
 
     loss: float = math.nan
@@ -98,7 +97,6 @@ class Found:
     reached: dict[int, bool] = field(default_factory=dict)
     leaves_enough: bool = True
     kept_minimum: bool = False
-    follows_mean: bool = True
 
     @property
     def objective_before(self) -> float:
@@ -189,7 +187,6 @@ class Search:
             self._compare(found, change)
             if not found.accepted:
                 self._iteration.follow_own_gradient()
-                found.follows_mean = False
         if not found.accepted:
             # A projection whose loss is not finite is no place to stay.
             self._iteration.restore_(to_start=not math.isfinite(found.base_loss))

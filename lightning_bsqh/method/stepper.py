@@ -146,7 +146,7 @@ class Stepper:
         for pack, gradient in zip(self._packs, iteration.slopes, strict=True):
             reached, states = [found.reached.get(i, True) for i in pack.positions], trained.states_of(pack)
             self._metric.commit(pack, gradient, states, reached)
-            self._averaging.commit(pack, gradient, states, found.follows_mean, found.accepted)
+            self._averaging.commit(pack, gradient, states, found.accepted)
         self._before.forget(trained.states)
         if not found.is_tested:
             self._before.keep(self._packs, iteration.start, trained.states)

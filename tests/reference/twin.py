@@ -592,7 +592,7 @@ class Twin:
                 accepted, change, slope, tau, penalty = compare(loss=loss)
             progress = None if self.total is None else self.step_count / self.total
             if not accepted:  # from now on the batch's own gradient, which is sure to lower the batch's own loss
-                followed = remembered = gradient
+                followed = gradient
             for _ in range(self.untested + 1 if accepted and trials == 1 else 1):
                 self.rule.observe(accepted, change, slope, tau, tightened, length, relative, progress)
         self._average(first_loss)
