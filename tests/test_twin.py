@@ -234,6 +234,10 @@ def compare(
         np.testing.assert_allclose(report.epsilon, expected["epsilon"], rtol=1e-7)
         np.testing.assert_allclose(report.tau, expected["tau"], rtol=1e-6, atol=1e-18)
         np.testing.assert_allclose(report.loss_decrease, expected["loss_decrease"], rtol=1e-6, atol=1e-13)
+        if "gain" in expected:
+            # û maximizes the K along the gradient that it was made of.
+            np.testing.assert_allclose(report.hamiltonian_gain, expected["gain"], rtol=1e-6, atol=1e-12)
+            assert report.hamiltonian_gain >= -1e-12 or report.tightened
     for parameter, reference in zip(network.parameters(), twin.u, strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), reference, rtol=1e-7, atol=1e-9)
         assert (parameter.detach().numpy() == 0).tolist() == (reference == 0).tolist()

@@ -130,7 +130,7 @@ TRAJECTORIES: dict[str, dict[str, Any]] = {
     "validated": {"module": Validated, "augmentation": CURVATURE()},
     "untested steps": {"trial_every": "auto", "regularizer": L0(rho=1e-4), "max_steps": 80},
     "euclidean": {"metric": "euclidean"},
-    "backtracking": {"augmentation": BACKTRACKING(), "regularizer": L0(rho=1e-3)},
+    "backtracking": {"augmentation": BACKTRACKING(epsilon=1.0), "regularizer": L0(rho=1e-3)},
     "L0": {"regularizer": L0(rho=1e-3), "augmentation": CURVATURE()},
     "L0, euclidean": {"regularizer": L0(rho=1e-3), "metric": "euclidean"},
     "L1": {"regularizer": L1(rho=1e-2), "augmentation": CURVATURE()},

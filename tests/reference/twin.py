@@ -571,6 +571,7 @@ class Twin:
             if raised > epsilon:  # the candidate for the smaller one has been tried, but is not looked at
                 trials, epsilon, too_long = trials + 1, raised, True
             candidate = maximiser(epsilon)
+            used = followed
             if epsilon > self.rule.epsilon * self._raise():
                 least = 1.5 * epsilon
             trial_loss, _ = loss_and_gradient(candidate)
@@ -610,4 +611,7 @@ class Twin:
             "epsilon": epsilon,
             "tau": tau if accepted else 0.0,
             "loss_decrease": -(change + penalty) if accepted else 0.0,
+            "gain": -sum((m * (c - wi)).sum() for c, wi, m in zip(candidate, w, used, strict=True))
+            - penalty
+            - epsilon * tau,
         }

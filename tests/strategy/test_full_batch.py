@@ -150,10 +150,11 @@ def test_same_trajectory_for_all_sizes(fit: Any, size: int) -> None:
 
 
 def test_ramp_and_schedule_count_iterations(fit: Any) -> None:
-    # Left to the modes, start and shortest step differ.
-    rule = Curvature(epsilon=62.5, shortest=0.0)
-    trainer, module, _ = fit(7, epochs=20, regularizer=Cardinality(sparsity=0.8), metric="rms", augmentation=rule)
-    _, weights = in_one_batch(20, regularizer=Cardinality(sparsity=0.8), metric="rms", augmentation=rule)
+    # Left to the modes, start, lengths and averaging differ.
+    rule = Curvature(epsilon=62.5, longest=0.3, shortest=0.0)
+    options = {"regularizer": Cardinality(sparsity=0.8), "metric": "rms", "augmentation": rule, "averaging": 0.0}
+    trainer, module, _ = fit(7, epochs=20, **options)
+    _, weights = in_one_batch(20, **options)
     assert trainer.optimizers[0].total_steps == 20
     torch.testing.assert_close([p.detach() for p in module.parameters()], weights, rtol=0.0, atol=1e-9)
 

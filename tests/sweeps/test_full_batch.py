@@ -84,8 +84,8 @@ def test_loss_and_gradient_are_those_of_one_batch(size: int) -> None:
         torch.testing.assert_close(p.grad, gradient, rtol=0.0, atol=1e-10)
 
 
-# Left to the modes, start and shortest step differ.
-LENGTHS = {"metric": "rms", "augmentation": Curvature(epsilon=62.5, shortest=0.0)}
+# Left to the modes, start, lengths and averaging differ.
+LENGTHS = {"metric": "rms", "averaging": 0.0, "augmentation": Curvature(epsilon=62.5, longest=0.3, shortest=0.0)}
 REJECTIONS = {"augmentation": Backtracking(1e-2, sigma=3.0, zeta=0.3)}
 
 
