@@ -21,10 +21,11 @@ def largest_gap(first: torch.Tensor, second: torch.Tensor) -> float:
 def test_the_smaller_network_gives_the_same(network: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     shrunk = shrink(network, torch.randn(2, 2, 6, 6, dtype=torch.float64))
+    # Before the network runs: InstanceNorm of torch 2.4 changes its running statistics by rounding in eval mode, too.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     # Another batch size, other and larger numbers than those that shrink has compared.
     x = 3.0 * torch.randn(5, 2, 6, 6, dtype=torch.float64)
     assert largest_gap(network(x), shrunk(x)) <= 1e-11
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     report = shrink_report(shrunk)
     assert report.parameters[1] == sum(p.numel() for p in shrunk.parameters())
     assert report.difference <= report.tolerance == 1e-12
