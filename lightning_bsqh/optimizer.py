@@ -126,7 +126,7 @@ class BSQHOptimizer(TrainingView, torch.optim.Optimizer):
         self._module = params if isinstance(params, nn.Module) else None
         self._own: OwnSweeps | None = None
         self._names = ParameterNames(self._layers, regularization.claims)
-        # There is neither decay nor momentum, but code that was written for other optimizers may ask.
+        # Not for others to set, but code that was written for other optimizers may ask.
         shown_to_others = {"weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.999)}
         groups = [{"params": layer.given, "name": layer.name} for layer in self._layers if layer.given]
         super().__init__(groups, {"lr": 0.5 / self.augmentation.epsilon, **shown_to_others})

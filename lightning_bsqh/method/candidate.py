@@ -52,8 +52,8 @@ class Candidate:
         Args:
             values: What has been read, by the names of :meth:`scalars`.
         """
-        given = [values[name] for name in ("slope", "tau", "penalty", "base_penalty", "excess", "proposed")]
-        return cls(*given, values.get("mean_slope"))
+        names = ("slope", "tau", "penalty", "base_penalty", "excess", "proposed", "mean_slope")
+        return cls(**{name: values[name] for name in names if name in values})
 
     @property
     def was_thrown_away(self) -> bool:

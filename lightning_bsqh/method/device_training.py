@@ -196,8 +196,8 @@ def record(history: History, numbers: Mapping[str, float]) -> str | None:
     """Takes note of an iteration of which the host has just heard; gives what to say of a stall."""
     if not numbers["finite"]:
         return history.skip(numbers["loss"], numbers["own"], counted=True)
-    given = [numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty")]
-    candidate = Candidate(*given, mean_slope=numbers.get("mean_slope"))
+    given = (numbers.get(name, 0.0) for name in ("slope", "tau", "penalty", "base_penalty"))
+    candidate = replace(Candidate(*given), mean_slope=numbers.get("mean_slope"))
     found = Found(
         loss=numbers["loss"],
         base_loss=numbers["loss"],
