@@ -104,7 +104,9 @@ def _check_tensors(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
             for name in ("mean_square", "mean", "before"):
                 if (value := entries.get(key, {}).get(name)) is not None:
                     _check_shape(name, value, parameter, str(group["name"]))
-            if (mean := entries.get(key, {}).get("mean_square")) is not None:
+            if (mean_square := entries.get(key, {}).get("mean_square")) is not None:
+                _check_mean_square(mean_square, str(group["name"]))
+            if (mean := entries.get(key, {}).get("mean")) is not None:
                 _check_mean(mean, str(group["name"]))
 
 
@@ -118,6 +120,14 @@ def _check_shape(name: str, value: Any, parameter: Tensor, layer: str) -> None:
 
 
 def _check_mean(mean: Tensor, layer: str) -> None:
+    if not bool(torch.isfinite(local_part(mean)).all()):
+        raise ValueError(
+            f"state_dict: mean of a parameter in {layer!r} is not finite, so no step could be made along it: the file"
+            " is damaged, or from a training that had failed."
+        )
+
+
+def _check_mean_square(mean: Tensor, layer: str) -> None:
     own = local_part(mean)
     if not bool((torch.isfinite(own) & (own >= 0)).all()):
         raise ValueError(

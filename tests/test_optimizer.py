@@ -110,9 +110,35 @@ def test_a_batch_that_is_not_finite_is_skipped(where: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     after = optimizer.state_dict()
     assert after["bsqh"]["augmentation"] == state["bsqh"]["augmentation"]
-    for key, entry in state["state"].items():
-        assert torch.equal(after["state"][key]["mean_square"], entry["mean_square"])
-        assert after["state"][key]["updates"] == entry["updates"]
+    torch.testing.assert_close(after["state"], state["state"], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_average_that_is_not_finite_is_refused(value: float) -> None:
+    network = smooth_network()
+    optimizer = BSQHOptimizer(network, regularizer=L0(1e-4))
+    optimizer.step(lambda: cross_entropy(network, *data()))
+    damaged, kept = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+    damaged["state"][0]["mean"].fill_(value)
+    with pytest.raises(ValueError, match="mean of a parameter in '0' is not finite"):
+        optimizer.load_state_dict(damaged)
+    torch.testing.assert_close(optimizer.state_dict()["state"], kept["state"], rtol=0.0, atol=0.0)
+
+
+def test_a_state_without_averages_starts_them_anew() -> None:
+    """As of a version that had none."""
+    network, other = smooth_network(), smooth_network()
+    first = BSQHOptimizer(network, regularizer=L0(1e-4), averaging=0.0)
+    first.step(lambda: cross_entropy(network, *data(seed=0)))
+    assert all("mean" not in entry for entry in first.state_dict()["state"].values())
+    second = BSQHOptimizer(other, regularizer=L0(1e-4))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    other.load_state_dict(network.state_dict())
+    for optimizer, trained in ((first, network), (second, other)):
+        optimizer.step(lambda trained=trained: cross_entropy(trained, *data(seed=1)))
+    # The first average is the gradient itself.
+    assert all(map(torch.equal, network.parameters(), other.parameters()))
+    assert all("mean" in entry for entry in second.state_dict()["state"].values())
 
 
 def test_resumed_equals_uninterrupted() -> None:

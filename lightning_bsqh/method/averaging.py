@@ -101,6 +101,8 @@ class AveragingOnDevice:
 
     def __init__(self, averaging: Averaging, packs: Sequence[Pack], states: States) -> None:
         self._averaging = averaging
+        # Without a share there is nothing to remember of any of them.
+        packs = packs if averaging.share else []
         self._states = {pack: [states[i] for i in pack.positions] for pack in packs}
         self._vectors: dict[Pack, Tensor] = {}
         self._full = {pack: _share(averaging.share, pack) for pack in packs}
@@ -112,7 +114,7 @@ class AveragingOnDevice:
 
     def direction(self, pack: Pack, gradient: Tensor) -> Tensor:
         """As :meth:`Averaging.direction`."""
-        if not self._averaging.share:
+        if pack not in self._states:
             return gradient
         if pack not in self._vectors:
             known = self._averaging.known(pack, gradient, self._states[pack])
@@ -128,7 +130,7 @@ class AveragingOnDevice:
             finite: Whether the iteration counts, a boolean scalar.
             accepted: Whether the candidate became the iterate, a boolean scalar.
         """
-        if not self._averaging.share:
+        if pack not in self._states:
             return
         known, share = self._vectors[pack], self._shares[pack]
         self._vectors[pack] = torch.where(accepted, torch.lerp(gradient, known, share), known)
@@ -136,11 +138,11 @@ class AveragingOnDevice:
 
     def numbers(self) -> list[Tensor]:
         """What the host does not know, as scalars."""
-        return list(self._shares.values()) if self._averaging.share else []
+        return list(self._shares.values())
 
     def write_back(self, numbers: Iterator[float]) -> None:
         """Puts all into the states, from as many numbers as :meth:`numbers` gave."""
-        for pack, states in self._states.items() if self._averaging.share else ():
+        for pack, states in self._states.items():
             if not next(numbers):
                 forget(states)
             elif pack in self._vectors:

@@ -30,7 +30,7 @@ class TrueHamiltonian:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearParts:
     """The linear parts of an iteration's Hamiltonians.
 
     Attributes:
@@ -103,7 +103,7 @@ class Safeguard:
             zip(self._regularized, self._regularizer.pinned([proposal[i] for i in self._regularized]), strict=True)
         )
         self._put_(range(len(base)), base)
-        linear = Linear(base, gradients, gradients if means is None else means)
+        linear = LinearParts(base, gradients, gradients if means is None else means)
         found = [self._best(check, linear, proposal, pinned, metric, epsilon) for check in checks]
         self._put_(range(len(base)), proposal)
         for check, (best, _, _) in zip(checks, found, strict=True):
@@ -122,7 +122,7 @@ class Safeguard:
     def _best(
         self,
         check: TrueHamiltonian,
-        linear: Linear,
+        linear: LinearParts,
         proposal: Sequence[Tensor],
         pinned: dict[int, Tensor | None],
         metric: Sequence[MetricWeight],
