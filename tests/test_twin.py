@@ -83,7 +83,7 @@ RULES = {
         Curvature(epsilon=e, longest=0.3, shortest=0.1),
         CurvatureTwin(e, longest=0.3, shortest=0.1),
     ),
-    "rms": lambda e: (Curvature(), CurvatureTwin(10_000.0, longest=0.3, shortest=0.1)),
+    "rms": lambda e: (Curvature(), CurvatureTwin(10_000.0, longest=0.3, shortest=0.12)),
     "euclidean": lambda e: (Curvature(), CurvatureTwin(5.0)),
 }
 

@@ -62,7 +62,7 @@ class Augmentation(ABC):
             :class:`CosineRaise`.
     """
 
-    #: Whether :meth:`epsilon_for` and :meth:`observe` are to be told ‖G/D‖/‖w‖.
+    #: Whether :meth:`epsilon_for` and :meth:`observe` are to be told ‖G/D‖/‖w‖ of the weights that are not zero.
     looks_at_weights = False
 
     def __init__(

@@ -26,9 +26,10 @@ class Curvature(Augmentation):
 
     Curvature alone misleads: it forbids long steps where the loss is only curved close by, as in recurrent networks at
     the start, and permits any step where the loss looks flat. So the target is also such that the step without a
-    regularizer, ‖G/D‖/(2ε) with a running average of ‖G/D‖/‖w‖, is between two shares of ‖w‖. ``longest`` holds always.
-    ``shortest`` grows from its fourth part over the first fifth of the training, or 200 steps where its length is not
-    known, and loses a fifth with every rejected trial, as then it is longer than the loss permits.
+    regularizer, ‖G/D‖/(2ε) with a running average of ‖G/D‖/‖w‖, is between two shares of ‖w‖. Only weights that are not
+    zero count: where w is zero most of that step is thresholded away. ``longest`` holds always. ``shortest`` grows from
+    its fourth part over the first fifth of the training, or 200 steps where its length is not known. It loses a fifth
+    with every rejected trial, as then it is longer than the loss permits; about 110 accepted ones give that back.
 
     The default start is large, so that no network is shaken before D has seen some batches. An ε that is too large is
     halved by every accepted trial until it has come within a factor e of the target for the first time. A start that is
@@ -63,6 +64,8 @@ class Curvature(Augmentation):
     #: What the shortest step is at the start, and what a rejected trial leaves of it.
     FIRST = 0.25
     EASED = 0.8
+    #: How much of that every accepted one gives back, as a factor.
+    REGAINED = 1.002
 
     def __init__(
         self,
@@ -143,6 +146,7 @@ class Curvature(Augmentation):
         elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
             # So short a step that its second order drowns in rounding, of which it is no more than once.
             self._follow(self._within(self.safety * trial.resolution / trial.tau), only_bound=True)
+        self._eased = min(self._eased * self.REGAINED, 1.0)
 
     @override
     def on_device(self, device: torch.device, dtype: torch.dtype) -> DeviceRule | None:

@@ -30,7 +30,8 @@ class DeviceTrial:
         tau: ‖û − w‖²_D.
         resolution: The rounding error of the loss.
         length: Σ G²/(4D).
-        relative: ‖G/D‖/‖w‖; not finite if all weights are zero, not a number if the rule does not look at it.
+        relative: ‖G/D‖/‖w‖ where w ≠ 0; not finite if all weights are zero, not a number if the rule does not look at
+            it.
         progress: Share of the training that is done, known to the host; None if its length is unknown.
     """
 
@@ -146,9 +147,10 @@ class CurvatureOnDevice(DeviceRule):
         self._smoothing = torch.full_like(self._one, self.rule.smoothing)
         # The memory that was taken apart last.
         self._seen: Tensor | None = None
-        # The bounds of all that it remembers, of which only ε has some.
+        # The bounds of all that it remembers, of which only ε and the share of the shortest step have some.
         self._low, self._high = torch.full_like(self.memory, -math.inf), torch.full_like(self.memory, math.inf)
         self._low[0], self._high[0] = rule.epsilon_min, rule.epsilon_max
+        self._high[_Remembered._fields.index("eased")] = 1.0
 
     @property
     def _longest(self) -> float:
@@ -220,7 +222,8 @@ class CurvatureOnDevice(DeviceRule):
         factor = self._slow(ratio, curved.is_known).masked_fill_(halves, 0.5)
         # A bool is less than another only if it is false.
         settled = torch.maximum(known.settled, is_far < curved.is_known)
-        return torch.stack(known._replace(settled=settled, epsilon=factor.mul_(known.epsilon)))
+        eased = known.eased * self.rule.REGAINED
+        return torch.stack(known._replace(settled=settled, epsilon=factor.mul_(known.epsilon), eased=eased))
 
     def _averaged(self, trial: DeviceTrial, second_order: Tensor, known: _Remembered, curved: _Curved) -> _Remembered:
         length = known.length if self._knows_length else torch.where(known.length.isnan(), trial.length, known.length)
@@ -265,7 +268,9 @@ class CurvatureOnDevice(DeviceRule):
         if self.rule.looks_at_weights:
             shortest = self.rule.shortest or 0.0
             lower = known.relative * (0.5 / safety / self._longest)
-            share = known.grown * known.eased if shortest else self._zero
+            # After the first fifth there is nothing left to grow.
+            share = known.eased if known.grown is self._one else known.grown * known.eased
+            share = share if shortest else self._zero
             upper = torch.addcdiv(self._zero, known.relative, share, value=0.5 / safety / (shortest or 1.0))
             moved = target.clamp(lower, upper)
             target = moved if self._knows_relative else torch.where(known.relative.isnan(), target, moved)

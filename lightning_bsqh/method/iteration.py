@@ -38,7 +38,7 @@ class Iteration:
         unreached: Positions of the parameters that no gradient had reached before, each with whether one does now; None
             where only the device knows.
         keeps_minimum: Whether to give R more work from the start, so that it leaves every tensor what it has to keep.
-        looks_at_weights: Whether ‖G/D‖ and ‖w‖ are wanted, too.
+        looks_at_weights: Whether ‖G/D‖ (where w is not zero) and ‖w‖ are wanted, too.
         mean: Gives −Ḡ, along which candidates are made until :meth:`follow_own_gradient`; None takes −G. Called anew
             for every candidate, as ``metric`` is.
     """
@@ -101,7 +101,7 @@ class Iteration:
 
         ``length`` is Σ G²/(4D), ε²τ of the step without a regularizer; ``peak`` the largest |G|; ``admitted`` whether w
         satisfies the constraint; ``reached/<position>`` whether a gradient reaches a parameter for the first time; and
-        where they are wanted, ``direction`` ‖G/D‖² and ``weights`` ‖w‖².
+        where they are wanted, ``direction`` ‖G/D‖² of the weights that are not zero, and ``weights`` ‖w‖².
         """
         return {"admitted": self.admitted, "enough": self._enough, **self._of_gradient}
 
@@ -158,7 +158,9 @@ class Iteration:
         peaks = [torch.linalg.vector_norm(g, math.inf) for g in self.slopes if g.numel()]
         self._of_gradient = {"length": _total(lengths) * 0.25, "peak": _largest(peaks)}
         if self._looks_at_weights:
-            self._of_gradient["direction"] = _total([torch.dot(s, s) for s in directions])
+            # Where w is zero the step mostly ends at zero again, and tells nothing of how far the network moves.
+            moving = [s.masked_fill(w == 0.0, 0.0) for s, w in zip(directions, self.start, strict=True)]
+            self._of_gradient["direction"] = _total([torch.dot(s, s) for s in moving])
             self._of_gradient["weights"] = _total([torch.dot(w, w) for w in self.start])
         for i, known in self._unreached.items():
             gradient = self.gradients[i]

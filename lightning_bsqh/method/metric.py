@@ -126,7 +126,7 @@ class RMS(Metric):
     """
 
     # A weight whose gradient is as large as usual moves by 1/(2ε): at the start by as good as nothing.
-    rule_defaults = RuleDefaults(epsilon=10_000.0, longest=0.3, shortest=0.1)
+    rule_defaults = RuleDefaults(epsilon=10_000.0, longest=0.3, shortest=0.12)
     # There an iteration costs a pass over all data, and the curvature is exact.
     full_batch_rule_defaults = RuleDefaults(epsilon=62.5, longest=0.3)
     averaging = 0.8

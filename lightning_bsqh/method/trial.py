@@ -20,8 +20,8 @@ class Trial:
             thresholding, and its curvature says little about the smooth part.
         resolution: The rounding error of the loss; what lies below it is noise.
         length: Σ G²/(4D), which is ε²τ of the step without a regularizer: a measure of the gradient.
-        relative: ‖G/D‖/‖w‖ over all weights: 2ε times the length of that step, as a share of that of the weights; not a
-            number unless the rule looks at it.
+        relative: ‖G/D‖/‖w‖ over all weights that are not zero: 2ε times the length of their step, as a share of that
+            of the weights; not a number unless the rule looks at it.
         progress: Share of the training that is done; None if its length is unknown.
     """
 

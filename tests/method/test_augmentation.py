@@ -182,6 +182,23 @@ def test_steps_come_to_lie_between_the_shares_of_the_weights(
     assert step == pytest.approx(min(max(free, share * longest), longest), rel=1e-6)
 
 
+@settings(deadline=None, max_examples=50)
+@given(rejected=st.integers(0, 60), accepted=st.integers(0, 200))
+def test_what_a_rejection_takes_from_the_shortest_step_is_given_back(rejected: int, accepted: int) -> None:
+    rule = Curvature(epsilon=1.0, longest=0.5, shortest=0.2)
+    for _ in range(300):
+        rule.observe(trial(curvature=1e6, relative=1.0))
+    for _ in range(rejected):
+        rule.observe(trial(accepted=False))
+    for _ in range(accepted):
+        rule.observe(trial(curvature=1e6, relative=1.0))
+    long = rule.state_dict()["eased"]
+    assert long == pytest.approx(min(1.0, 0.8**rejected * 1.002**accepted))
+    for _ in range(300 + 120 * rejected):
+        rule.observe(trial(curvature=1e6, relative=1.0))
+    assert 1.0 / (2.0 * rule.epsilon) == pytest.approx(0.2, rel=1e-6)
+
+
 def test_shares_are_left_to_the_metric() -> None:
     rule, own, none = Curvature(), Curvature(longest=0.05), Curvature(longest=math.inf, shortest=0.0)
     for each in (rule, own, none):

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -238,17 +239,21 @@ def test_in_a_trainer(make_trainer: Any, make_loader: Any) -> None:
 def test_a_checkpoint_between_untested_steps(
     make_trainer: Any, make_loader: Any, tmp_path: Any, accumulate: int, averaging: float | None
 ) -> None:
-    def fit(epochs: int, **options: Any) -> tuple[Any, nn.Module]:
+    class StopsAfterUntested(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = any("before" in state for state in trainer.optimizers[0].state.values())
+
+    def fit(*callbacks: pl.Callback, **options: Any) -> tuple[Any, nn.Module]:
         torch.manual_seed(0)
         module = SmallModule()
         strategy = BSQHStrategy(total_steps=240, trial_every="auto", averaging=averaging)
-        trainer = make_trainer(strategy, max_epochs=epochs, accumulate_grad_batches=accumulate)
+        trainer = make_trainer(strategy, max_epochs=60, accumulate_grad_batches=accumulate, callbacks=list(callbacks))
         trainer.fit(module, make_loader(samples=24 * accumulate), weights_only=True, **options)
         return trainer, module
 
-    _, whole = fit(60)
-    trainer, _ = fit(47)
+    _, whole = fit()
+    trainer, _ = fit(StopsAfterUntested())
+    assert trainer.current_epoch < 60
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    assert any("before" in state for state in trainer.optimizers[0].state.values())
-    _, resumed = fit(60, ckpt_path=tmp_path / "half.ckpt")
+    _, resumed = fit(ckpt_path=tmp_path / "half.ckpt")
     assert equal(list(whole.parameters()), list(resumed.parameters()))

@@ -392,7 +392,7 @@ class CurvatureTwin:
     relative: float | None = None
     steps: int = 0
     warm: float = 0.0
-    rejections: int = 0
+    eased: float = 1.0
 
     def __post_init__(self):
         self.epsilon = max(self.epsilon, self.floor)
@@ -404,7 +404,7 @@ class CurvatureTwin:
 
     def within(self, target):
         if self.relative is not None and self.longest < math.inf:
-            shortest = self.shortest * min(1, 0.25 + 0.75 * self.warm) * 0.8**self.rejections
+            shortest = self.shortest * min(1, 0.25 + 0.75 * self.warm) * self.eased
             of_shortest = self.relative / (2 * shortest) if shortest > 0 else math.inf
             target = np.clip(target, self.relative / (2 * self.longest), of_shortest)
         return max(target, self.floor)
@@ -426,7 +426,7 @@ class CurvatureTwin:
         if not accepted:
             target = self.safety * second_order / tau if known else math.inf
             self.epsilon = np.clip(target, 1.1 * self.epsilon, 2 * self.epsilon)
-            self.rejections += 1
+            self.eased *= 0.8
         elif known and not tightened:
             self.numerator = 0.9 * self.numerator + 0.1 * second_order
             self.denominator = 0.9 * self.denominator + 0.1 * tau
@@ -438,6 +438,8 @@ class CurvatureTwin:
             else:
                 # As long as ε has never been near its target: half of it, or the target itself if that is nearer.
                 self.epsilon = max(target, self.epsilon / 2)
+        if accepted:
+            self.eased = min(1.002 * self.eased, 1)
 
 
 def for_length(rule, epsilon, length):
@@ -535,7 +537,8 @@ class Twin:
         compared = 0
         too_long = False
         length = sum((g**2 / (4 * di)).sum() for g, di in zip(gradient, d, strict=True))
-        direction = sum(((g / di) ** 2).sum() for g, di in zip(gradient, d, strict=True))
+        # Only where w is not zero: elsewhere most of the step is thresholded away.
+        direction = sum(((g / di)[wi != 0] ** 2).sum() for g, di, wi in zip(gradient, d, w, strict=True))
         relative = math.sqrt(direction / sum((wi**2).sum() for wi in w))
         start, first_loss, rule_epsilon = [a.copy() for a in w], loss, self.rule.epsilon
         epsilon = self.rule.epsilon * self._raise()
