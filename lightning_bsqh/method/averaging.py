@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_bsqh.network.packing import Pack, are_views
-
-States = Sequence[dict[str, Any]]
-
-#: In the state of every parameter.
-KEY = "mean"
+from lightning_bsqh.method.packed_state import PackedState, States
+from lightning_bsqh.network.packing import Pack
 
 
 class Averaging:
@@ -28,11 +23,7 @@ class Averaging:
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self._vectors: dict[Pack, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own from the states of its own parameters.
-        return {**vars(self), "_vectors": {}}
+        self._means = PackedState("mean")
 
     def direction(self, pack: Pack, gradient: Tensor, states: States) -> Tensor:
         """−Ḡ with this iteration's gradient taken in.
@@ -60,7 +51,7 @@ class Averaging:
         if not self.share:
             return
         if not has_moved:
-            forget(states)
+            self.forget(states)
         elif (known := self.known(pack, gradient, states)) is None:
             self.keep(pack, gradient.clone(), states)
         else:
@@ -68,26 +59,26 @@ class Averaging:
 
     def known(self, pack: Pack, gradient: Tensor, states: States) -> Tensor | None:
         """The average so far, with the present gradient for those that have none; None if no one has."""
-        if not self.share or not any(KEY in state for state in states):
+        if not self.share or not self.has_past(states):
             return None
-        vector = self._vectors.get(pack)
-        if vector is not None and are_views(states, KEY, vector):
-            return vector
-        # Loading a state puts other tensors there, and others may have joined.
-        pieces = zip(states, pack.pieces(gradient), strict=True)
-        return torch.cat([state.get(KEY, piece).to(gradient).reshape(-1) for state, piece in pieces])
+        vector = self._means.find(pack, states)
+        return self._means.gather(pack, states, gradient) if vector is None else vector
+
+    def has_past(self, states: States) -> bool:
+        """Whether there is an average of any of these."""
+        return any(self._means.key in state for state in states)
 
     def keep(self, pack: Pack, mean: Tensor, states: States) -> None:
         """Puts the average, shape ``[n]``, into the states; not copied."""
-        if self._vectors.get(pack) is mean:
-            return
-        self._vectors[pack] = mean
-        for piece, state in zip(pack.pieces(mean), states, strict=True):
-            state[KEY] = piece
+        self._means.hold(pack, mean, states)
+
+    def forget(self, states: States) -> None:
+        """Lets go of the average."""
+        self._means.drop(states)
 
     def repack(self) -> None:
         """The packs are about to be made anew: what is kept for the present ones can go."""
-        self._vectors = {}
+        self._means.repack()
 
 
 class AveragingOnDevice:
@@ -107,10 +98,8 @@ class AveragingOnDevice:
         self._vectors: dict[Pack, Tensor] = {}
         self._full = {pack: _share(averaging.share, pack) for pack in packs}
         # What share the past has in the next iteration: none after one without a step.
-        self._shares = {pack: _share(averaging.share if self._has_past(pack) else 0.0, pack) for pack in packs}
-
-    def _has_past(self, pack: Pack) -> bool:
-        return any(KEY in state for state in self._states[pack])
+        pasts = {pack: averaging.share if averaging.has_past(self._states[pack]) else 0.0 for pack in packs}
+        self._shares = {pack: _share(past, pack) for pack, past in pasts.items()}
 
     def direction(self, pack: Pack, gradient: Tensor) -> Tensor:
         """As :meth:`Averaging.direction`."""
@@ -144,15 +133,9 @@ class AveragingOnDevice:
         """Puts all into the states, from as many numbers as :meth:`numbers` gave."""
         for pack, states in self._states.items():
             if not next(numbers):
-                forget(states)
+                self._averaging.forget(states)
             elif pack in self._vectors:
                 self._averaging.keep(pack, self._vectors[pack], states)
-
-
-def forget(states: States) -> None:
-    """Lets go of the average."""
-    for state in states:
-        state.pop(KEY, None)
 
 
 def _share(value: float, pack: Pack) -> Tensor:

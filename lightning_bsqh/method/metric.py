@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lightning_bsqh._validation import shown
 from lightning_bsqh.method.augmentation import RuleDefaults
-from lightning_bsqh.network.packing import Pack, are_views
+from lightning_bsqh.method.packed_state import PackedState
+from lightning_bsqh.network.packing import Pack
 from lightning_bsqh.regularizers.base import MetricWeight
 
 
@@ -139,7 +140,7 @@ class RMS(Metric):
         return 0.99 * math.sqrt(torch.finfo(dtype).max)
 
     def __init__(self) -> None:
-        self._means: dict[Pack, Tensor] = {}
+        self._means = PackedState("mean_square")
 
     @override
     def weight(self, pack: Pack, gradient: Tensor, states: Sequence[dict[str, Any]], unreached: Unreached) -> Tensor:
@@ -183,11 +184,7 @@ class RMS(Metric):
 
     @override
     def repack(self) -> None:
-        self._means = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own from the states of its own parameters.
-        return {**vars(self), "_means": {}}
+        self._means.repack()
 
     @override
     def remembered(self, state: Mapping[str, Any], parameter: Tensor, low: bool) -> MetricWeight:
@@ -204,14 +201,10 @@ class RMS(Metric):
 
     def mean_of(self, pack: Pack, states: Sequence[dict[str, Any]]) -> Tensor:
         """The running means of a pack in one vector, of which the states hold views."""
-        known = self._means.get(pack)
-        # Loading a state puts other tensors there.
-        if known is None or not are_views([s for s in states if "mean_square" in s], "mean_square", known):
-            known = torch.zeros_like(pack.values())
-            for piece, state in zip(pack.pieces(known), states, strict=True):
-                if "mean_square" in state:
-                    state["mean_square"] = piece.copy_(state["mean_square"])
-            self._means[pack] = known
+        known = self._means.find(pack, [state for state in states if "mean_square" in state])
+        if known is None:
+            known = self._means.gather(pack, states, torch.zeros_like(pack.values()))
+            self._means.hold(pack, known, states, only_known=True)
         return known
 
 

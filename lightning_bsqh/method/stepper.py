@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_bsqh.method.augmentation import Augmentation
-from lightning_bsqh.method.averaging import Averaging, forget
+from lightning_bsqh.method.averaging import Averaging
 from lightning_bsqh.method.before import Before
 from lightning_bsqh.method.bent_layers import BentLayers
 from lightning_bsqh.method.candidate import Candidate, LayerTerms
@@ -161,7 +161,7 @@ class Stepper:
         if self._can_go_back:
             with torch.no_grad():
                 self._before.put_back(self._packs, trained.states)
-            forget(trained.states)
+            self._averaging.forget(trained.states)
         return self._can_go_back
 
     def _search(
