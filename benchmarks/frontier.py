@@ -24,10 +24,11 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -38,6 +39,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import lightning_bsqh
+
+#: Method, learning rate, sparsity, module and epochs.
+Prepare = Callable[[str, float, float, Any, int], tuple[Any, list[pl.Callback]]]
 
 COLORS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#000000")
 
@@ -86,10 +90,11 @@ class Runs:
     Args:
         path: It; need not exist.
         takes_all: Whether lines count that were made by other code.
+        prepare: Gives strategy and callbacks of a method.
     """
 
-    def __init__(self, path: Path, takes_all: bool) -> None:
-        self.path, self.takes_all = path, takes_all
+    def __init__(self, path: Path, takes_all: bool, prepare: Prepare = prepare) -> None:
+        self.path, self.takes_all, self.prepare = path, takes_all, prepare
 
     def read(self) -> list[Run]:
         if not self.path.is_file():
@@ -103,7 +108,7 @@ class Runs:
         known = {run.setting: run for run in self.read()}
         if setting in known:
             return known[setting]
-        run = train(task, setting)
+        run = train(task, setting, self.prepare)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(run)) + "\n")
         print(
@@ -114,7 +119,7 @@ class Runs:
         return run
 
 
-def train(task: Task, setting: Setting) -> Run:
+def train(task: Task, setting: Setting, prepare: Prepare = prepare) -> Run:
     """One training, from its seed to its figures."""
     pl.seed_everything(setting.seed, verbose=False)
     module = Classifier(task.network())

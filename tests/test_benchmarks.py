@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -114,3 +117,45 @@ def test_openvino_is_asked_for_by_name(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     assert load("openvino_sparse").main(["--zeros", "0.5"]) == 1
     assert "pip install openvino nncf" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_one_epoch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The digits for one epoch, as the benchmarks that compare methods ask for them."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tasks = importlib.import_module("frontier_tasks")
+    return replace(tasks.make_task("digits", None, None), epochs=1)
+
+
+@pytest.mark.parametrize("method", ["bsqh", "sgd", "regrowth"])
+def test_frontier_does_nothing_twice(
+    method: str, of_one_epoch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontier = importlib.import_module("frontier")
+    options = Namespace(sparsities=[0.5], methods=[method], seeds=[0])
+    runs = frontier.Runs(tmp_path / "runs.jsonl", False)
+    (row,) = frontier.measure(runs, "digits", of_one_epoch, options)
+    assert row.zeros == pytest.approx(0.5, abs=1e-3)
+    monkeypatch.setattr(frontier, "train", None)
+    assert frontier.measure(runs, "digits", of_one_epoch, options) == [row]
+    assert row.tuning == (1 if method == "bsqh" else 4)
+
+
+def test_ablation_compares_with_the_method_as_it_comes(
+    of_one_epoch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation = importlib.import_module("ablation")
+    monkeypatch.setattr(ablation, "make_task", lambda *of: of_one_epoch)
+    runs = importlib.import_module("frontier").Runs(tmp_path / "runs.jsonl", False, ablation.prepare)
+    variants = [name for name in ablation.VARIANTS if name in ("bsqh", "no ramp", "metric euclidean")]
+    options = Namespace(tasks=["digits"], sparsities=[0.5], variants=variants, seeds=[0], mnist=None, cifar10=None)
+    lines = ablation.table(runs, options).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == variants
+    assert len(runs.read()) == 3
+
+
+def test_every_variant_of_the_ablation_is_a_strategy(of_one_epoch: Any) -> None:
+    ablation = importlib.import_module("ablation")
+    for name in ablation.VARIANTS:
+        ablation.prepare(f"bsqh, {name}" if name != "bsqh" else name, 0.0, 0.5, None, 1)
