@@ -25,7 +25,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,14 @@ class Runs:
         runs = [Run(**{**entry, "setting": Setting(**entry["setting"])}) for entry in entries]
         return [run for run in runs if self.takes_all or run.setting.code == code_of(run.setting.method)]
 
+    def _key(self, setting: Setting) -> Setting:
+        return replace(setting, code="") if self.takes_all else setting
+
     def get(self, task: Task, setting: Setting) -> Run:
         """A finished training, which is made if it is not there."""
-        known = {run.setting: run for run in self.read()}
-        if setting in known:
-            return known[setting]
+        known = {self._key(run.setting): run for run in self.read()}
+        if self._key(setting) in known:
+            return known[self._key(setting)]
         run = train(task, setting, self.prepare)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(run)) + "\n")

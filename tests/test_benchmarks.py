@@ -139,6 +139,11 @@ def test_frontier_does_nothing_twice(
     assert row.zeros == pytest.approx(0.5, abs=1e-3)
     monkeypatch.setattr(frontier, "train", None)
     assert frontier.measure(runs, "digits", of_one_epoch, options) == [row]
+    monkeypatch.setattr(frontier, "code_of", lambda method: "other")
+    with pytest.raises(TypeError):
+        frontier.measure(runs, "digits", of_one_epoch, options)
+    all_runs = frontier.Runs(tmp_path / "runs.jsonl", True)
+    assert frontier.measure(all_runs, "digits", of_one_epoch, options) == [row]
     assert row.tuning == (1 if method == "bsqh" else 4)
 
 

@@ -102,9 +102,8 @@ class Curvature(Augmentation):
         # The running averages of Σ G²/(4D) and of ‖G/D‖/‖w‖; None before the first step.
         self._length: float | None = None
         self._relative: float | None = None
-        # How many steps there were, and what share of ``shortest`` holds.
+        # How many steps there were, and what rejections have left of the shortest step.
         self._steps = 0
-        self._grown = self.FIRST
         self._eased = 1.0
 
     @override
@@ -135,17 +134,18 @@ class Curvature(Augmentation):
             self._rise(trial)
             return
         self._average_gradient(trial)
-        self._grow(trial.progress)
+        self._steps += 1
+        shortest = self._eased * (self.shortest or 0.0) * self._grown(trial.progress)
         if trial.tightened:
             # Its curvature tells nothing, its length does.
             if self._settled:
-                self._approach(math.log(self._within(self.epsilon) / self.epsilon))
+                self._approach(math.log(self._within(self.epsilon, shortest) / self.epsilon))
         elif trial.curvature is not None:
             self._average(trial)
-            self._follow(self._within(self.safety * self._second_order / self._tau))
+            self._follow(self._within(self.safety * self._second_order / self._tau, shortest))
         elif not self._settled and math.isfinite(trial.loss_change) and trial.tau > 0.0:
             # So short a step that its second order drowns in rounding, of which it is no more than once.
-            self._follow(self._within(self.safety * trial.resolution / trial.tau), only_bound=True)
+            self._follow(self._within(self.safety * trial.resolution / trial.tau, shortest), only_bound=True)
         self._eased = min(self._eased * self.REGAINED, 1.0)
 
     @override
@@ -158,12 +158,11 @@ class Curvature(Augmentation):
         target = math.inf if own is None else self.safety * own / 2.0
         self.epsilon = min(max(target, 1.1 * self.epsilon), 2.0 * self.epsilon)
 
-    def _within(self, target: float) -> float:
+    def _within(self, target: float, shortest: float) -> float:
         """The target, moved to where the step is neither too short nor too long."""
         if self._relative is not None:
             wanted = 0.5 * self._relative
-            share = (self.shortest or 0.0) * self._grown * self._eased
-            target = min(target, wanted / share) if share else target
+            target = min(target, wanted / shortest) if shortest else target
             target = max(target, wanted / (self.longest or math.inf))
         return max(target, self.floor)
 
@@ -180,11 +179,13 @@ class Curvature(Augmentation):
         """Covers a part of a distance in ln ε."""
         self.epsilon *= math.exp(min(max(self.smoothing * distance, -self.fall), self.rise))
 
-    def _grow(self, progress: float | None) -> None:
-        """The shortest step after another accepted one."""
-        self._steps += 1
-        done = self._steps / self.WARM_UP_STEPS if progress is None else progress / self.WARM_UP
-        self._grown = min(self.FIRST + (1.0 - self.FIRST) * done, 1.0)
+    def _grown(self, progress: float | None) -> float:
+        """What part of the shortest step is aimed at now."""
+        return self.grown_at(self._steps / self.WARM_UP_STEPS if progress is None else progress / self.WARM_UP)
+
+    def grown_at(self, warmed: float) -> float:
+        """What part of the shortest step is aimed at, after a share of the time that it takes to grow."""
+        return min(self.FIRST + (1.0 - self.FIRST) * warmed, 1.0)
 
     def _average(self, trial: Trial) -> None:
         # The bias of the start is the same in both averages and cancels in their ratio.
@@ -217,7 +218,6 @@ class Curvature(Augmentation):
             "length": self._length,
             "relative": self._relative,
             "steps": self._steps,
-            "grown": self._grown,
             "eased": self._eased,
         }
 
@@ -230,4 +230,4 @@ class Curvature(Augmentation):
         self._length = state.get("length")
         self._relative = state.get("relative")
         self._steps = int(state.get("steps", 0))
-        self._grown, self._eased = float(state.get("grown", 1.0)), float(state.get("eased", 1.0))
+        self._eased = float(state.get("eased", 1.0))

@@ -117,7 +117,6 @@ class _Remembered(NamedTuple):
     tau: Tensor
     relative: Tensor
     steps: Tensor
-    grown: Tensor
     eased: Tensor
 
 
@@ -142,9 +141,9 @@ class CurvatureOnDevice(DeviceRule):
         # Once known they stay so, and need not be asked for.
         state = rule.state_dict()
         self._knows_length, self._knows_relative = (state[name] is not None for name in ("length", "relative"))
-        self._one = torch.ones((), device=device, dtype=dtype)
-        self._zero, self._far = torch.zeros_like(self._one), torch.full_like(self._one, math.inf)
-        self._smoothing = torch.full_like(self._one, self.rule.smoothing)
+        self._zero = torch.zeros((), device=device, dtype=dtype)
+        self._far = torch.full_like(self._zero, math.inf)
+        self._smoothing = torch.full_like(self._zero, self.rule.smoothing)
         # The memory that was taken apart last.
         self._seen: Tensor | None = None
         # The bounds of all that it remembers, of which only ε and the share of the shortest step have some.
@@ -211,9 +210,9 @@ class CurvatureOnDevice(DeviceRule):
         if self._raises_first:
             epsilon = self._start(trial, known)
             known, unsafe = known._replace(epsilon=epsilon), epsilon / self.rule.safety
-        known = self._averaged(trial, second_order, known, curved)._replace(grown=self._grown(trial.progress, known))
+        known = self._averaged(trial, second_order, known, curved)
         target = torch.where(curved.is_known, known.second_order / known.tau, curved.bound)
-        ratio = self._within(target, known, unsafe)
+        ratio = self._within(target, known, unsafe, trial.progress)
         is_far = ratio < _E
         halves = is_far > known.settled
         if not self._is_positive:
@@ -249,30 +248,32 @@ class CurvatureOnDevice(DeviceRule):
         raised = torch.maximum(known.epsilon, (trial.relative / (2.0 * self._longest)).nan_to_num_(0.0, 0.0))
         return torch.where(known.relative.isnan(), self._bounded(raised), known.epsilon)
 
-    def _grown(self, progress: float | None, known: _Remembered) -> Tensor:
-        first, rule = self.rule.FIRST, self.rule
-        if progress is not None:
-            share = first + (1.0 - first) * progress / rule.WARM_UP
-            return self._one if share >= 1.0 else torch.full_like(self._one, share)
-        return (known.steps * ((1.0 - first) / rule.WARM_UP_STEPS)).add_(first).clamp_max_(1.0)
+    def _longest_epsilon(self, progress: float | None, known: _Remembered) -> Tensor:
+        """Where the step is as short as it may be, divided by the safety; infinite if it may have any length."""
+        shortest, rule = self.rule.shortest or 0.0, self.rule
+        if not shortest:
+            return self._far
+        eased = known.eased
+        if progress is None:
+            grown = (known.steps * ((1.0 - rule.FIRST) / rule.WARM_UP_STEPS)).add_(rule.FIRST).clamp_max_(1.0)
+            eased = grown.mul_(eased)
+        else:
+            shortest *= rule.grown_at(progress / rule.WARM_UP)
+        return torch.addcdiv(self._zero, known.relative, eased, value=0.5 / rule.safety / shortest)
 
-    def _within(self, target: Tensor, known: _Remembered, unsafe: Tensor) -> Tensor:
+    def _within(self, target: Tensor, known: _Remembered, unsafe: Tensor, progress: float | None) -> Tensor:
         """The target, moved to where the step is neither too short nor too long, as a multiple of ε.
 
         Args:
             target: The target, divided by the safety as all here.
             known: What is remembered.
             unsafe: ε, too.
+            progress: Share of the training that is done.
         """
         safety = self.rule.safety
         if self.rule.looks_at_weights:
-            shortest = self.rule.shortest or 0.0
             lower = known.relative * (0.5 / safety / self._longest)
-            # After the first fifth there is nothing left to grow.
-            share = known.eased if known.grown is self._one else known.grown * known.eased
-            share = share if shortest else self._zero
-            upper = torch.addcdiv(self._zero, known.relative, share, value=0.5 / safety / (shortest or 1.0))
-            moved = target.clamp(lower, upper)
+            moved = target.clamp(lower, self._longest_epsilon(progress, known))
             target = moved if self._knows_relative else torch.where(known.relative.isnan(), target, moved)
         if self.rule.floor or not self._is_positive:
             target = target.clamp_min(self.rule.floor / safety)

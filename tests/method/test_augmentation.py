@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -197,6 +198,16 @@ def test_what_a_rejection_takes_from_the_shortest_step_is_given_back(rejected: i
     for _ in range(300 + 120 * rejected):
         rule.observe(trial(curvature=1e6, relative=1.0))
     assert 1.0 / (2.0 * rule.epsilon) == pytest.approx(0.2, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(progress=st.floats(0.0, 1.0))
+def test_the_shortest_step_grows_with_the_training(progress: float) -> None:
+    rule = Curvature(epsilon=1.0, longest=0.5, shortest=0.2)
+    for _ in range(400):
+        rule.observe(replace(trial(curvature=1e6, relative=1.0), progress=progress))
+    share = min(0.25 + 0.75 * progress / 0.2, 1.0)
+    assert 1.0 / (2.0 * rule.epsilon) == pytest.approx(0.2 * share, rel=1e-6)
 
 
 def test_shares_are_left_to_the_metric() -> None:

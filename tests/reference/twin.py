@@ -391,7 +391,7 @@ class CurvatureTwin:
     shortest: float = 0.0
     relative: float | None = None
     steps: int = 0
-    warm: float = 0.0
+    grown: float = 0.25
     eased: float = 1.0
 
     def __post_init__(self):
@@ -404,7 +404,7 @@ class CurvatureTwin:
 
     def within(self, target):
         if self.relative is not None and self.longest < math.inf:
-            shortest = self.shortest * min(1, 0.25 + 0.75 * self.warm) * self.eased
+            shortest = self.shortest * self.grown * self.eased
             of_shortest = self.relative / (2 * shortest) if shortest > 0 else math.inf
             target = np.clip(target, self.relative / (2 * self.longest), of_shortest)
         return max(target, self.floor)
@@ -418,7 +418,8 @@ class CurvatureTwin:
             elif self.longest < math.inf:
                 self.relative = 0.9 * self.relative + 0.1 * relative
             self.steps += 1
-            self.warm = self.steps / 200 if progress is None else progress / 0.2
+            # A quarter at first, all of it after a fifth of the training or 200 steps.
+            self.grown = min(1, 0.25 + 0.75 * (self.steps / 200 if progress is None else progress / 0.2))
             if tightened and self.settled:
                 self.epsilon *= math.exp(np.clip(0.05 * math.log(self.within(self.epsilon) / self.epsilon), -0.05, 0.1))
         second_order = change + slope
