@@ -61,7 +61,8 @@ def means(runs: Runs, name: str, task: Task, sparsity: float, variant: str, seed
 
 def cell(found: float, base: float, is_text: bool) -> str:
     """A figure and how far it is from that of the method as it comes."""
-    if found == base:
+    # The same answers, found in other seeds, have means that differ in their last digits.
+    if math.isclose(found, base, abs_tol=1e-6):
         return f"{found:.3f}" if is_text else f"{100 * found:.2f}"
     return f"{found:.3f} ({found - base:+.3f})" if is_text else f"{100 * found:.2f} ({100 * (found - base):+.2f})"
 

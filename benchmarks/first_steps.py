@@ -18,6 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from defaults import AdamClassifier
 from rich.console import Console
 from rich.table import Table
 from torchvision.models import resnet18
@@ -32,11 +33,6 @@ METHODS: dict[str, Callable[[], Any]] = {
     "no shortest": lambda: BSQHStrategy(regularizer=Cardinality(0.0), augmentation=Curvature(shortest=0.0)),
     "sparse": BSQHStrategy,
 }
-
-
-class AdamClassifier(ImageClassifier):
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters())
 
 
 class Losses(pl.Callback):

@@ -255,5 +255,6 @@ def test_a_checkpoint_between_untested_steps(
     trainer, _ = fit(StopsAfterUntested())
     assert trainer.current_epoch < 60
     trainer.save_checkpoint(tmp_path / "half.ckpt")
+    assert any("before" in state for state in trainer.optimizers[0].state.values())
     _, resumed = fit(ckpt_path=tmp_path / "half.ckpt")
     assert equal(list(whole.parameters()), list(resumed.parameters()))
