@@ -248,7 +248,7 @@ class CurvatureOnDevice(DeviceRule):
         raised = torch.maximum(known.epsilon, (trial.relative / (2.0 * self._longest)).nan_to_num_(0.0, 0.0))
         return torch.where(known.relative.isnan(), self._bounded(raised), known.epsilon)
 
-    def _longest_epsilon(self, progress: float | None, known: _Remembered) -> Tensor:
+    def _largest_epsilon(self, progress: float | None, known: _Remembered) -> Tensor:
         """Where the step is as short as it may be, divided by the safety; infinite if it may have any length."""
         shortest, rule = self.rule.shortest or 0.0, self.rule
         if not shortest:
@@ -273,7 +273,7 @@ class CurvatureOnDevice(DeviceRule):
         safety = self.rule.safety
         if self.rule.looks_at_weights:
             lower = known.relative * (0.5 / safety / self._longest)
-            moved = target.clamp(lower, self._longest_epsilon(progress, known))
+            moved = target.clamp(lower, self._largest_epsilon(progress, known))
             target = moved if self._knows_relative else torch.where(known.relative.isnan(), target, moved)
         if self.rule.floor or not self._is_positive:
             target = target.clamp_min(self.rule.floor / safety)
